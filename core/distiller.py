@@ -1,0 +1,431 @@
+"""Student + teachers + recipe -> named losses."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .adapters import describe, make_adapter
+from .errors import ConfigError, NonFiniteLossError, ShapeError, TapError, did_you_mean
+from .recipe import OUTPUTS, Pair, Progress, Recipe
+from .taps import Captured, Taps
+from .teacher import FrozenTeacher
+
+__all__ = ["Context", "Distiller", "Region", "Term", "check_finite", "default_outputs"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Region:
+    """Which positions of an output are compared, and how much each counts.
+
+    Args:
+        weight: One non-negative number a position, ``(P,)``; 0 leaves it out.
+        total: What the weighted sum is divided by; ``weight.sum()`` by default. In
+            data-parallel training, the mean of that sum over processes.
+    """
+
+    weight: Tensor
+    total: Tensor | None = None
+
+
+@dataclass
+class Context:
+    """What a task computes beside the taps, for one batch.
+
+    Args:
+        student: Outputs of the student by name; positions on the first axis.
+        teachers: Outputs of each teacher by name, on the same positions.
+        regions: Regions by name.
+        targets: Ground truth by output name, for losses that want it.
+    """
+
+    student: Mapping[str, Tensor] = field(default_factory=dict)
+    teachers: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    regions: Mapping[str, Region] = field(default_factory=dict)
+    targets: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss term: as the loss gives it, and as it enters the sum."""
+
+    raw: Tensor
+    weighted: Tensor
+
+
+def default_outputs(output: Any) -> dict[str, Tensor]:
+    """Name the outputs of a plain model: a tensor, or ``.logits`` of a model output.
+
+    Example:
+        >>> list(default_outputs(torch.zeros(2, 3)))
+        ['logits']
+    """
+    if isinstance(output, Tensor):
+        return {"logits": output}
+    logits = output.get("logits") if isinstance(output, Mapping) else None
+    if logits is None:
+        logits = getattr(output, "logits", None)
+    return {"logits": logits} if isinstance(logits, Tensor) else {}
+
+
+class Distiller(nn.Module):
+    """Match a student with its teachers, pair by pair.
+
+    Its parameters are the adapters' (and the losses', where one has some): add them to the
+    optimizer. Its ``state_dict`` is what a checkpoint keeps beside the student.
+
+    Args:
+        student: The network in training. Held by reference, not as a submodule.
+        teacher: One network, or several by name. A bare module is frozen here.
+        recipe: What is matched; a :class:`Recipe` or a list of config lines.
+        outputs: Names the outputs of a plain forward, for pairs on ``outputs.NAME``.
+        reads: Further taps on the student, which a task's adapter makes its outputs from.
+
+    Raises:
+        TapError: If a tap names no module.
+        ConfigError: If a pair names an unknown teacher.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> student, teacher = nn.Linear(4, 3), nn.Linear(4, 3)
+        >>> distiller = Distiller(student, teacher, [
+        ...     dict(student="outputs.logits", loss="KLDivergence", temperature=4.0, weight=0.9)])
+        >>> output, terms = distiller(torch.ones(2, 4))
+        >>> [(name, term.weighted.requires_grad) for name, term in terms.items()]
+        [('kl_divergence', True)]
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | FrozenTeacher | Mapping[str, nn.Module | FrozenTeacher],
+        recipe: Recipe | list[dict[str, Any]],
+        outputs: Callable[[Any], Mapping[str, Tensor]] = default_outputs,
+        reads: Iterable[str] = (),
+    ) -> None:
+        super().__init__()
+        self.recipe = recipe if isinstance(recipe, Recipe) else Recipe.from_config(recipe)
+        teachers = teacher if isinstance(teacher, Mapping) else {"teacher": teacher}
+        self.teachers: dict[str, FrozenTeacher] = {
+            name: t if isinstance(t, FrozenTeacher) else FrozenTeacher(t)
+            for name, t in teachers.items()
+        }
+        self._outputs = outputs
+        # In a plain container, so that the student is not registered twice.
+        self._student = (student,)
+        tapped = [p for p in self.recipe.pairs if not p.is_output]
+        self._taps = Taps(student, [*(p.student for p in tapped), *reads])
+        # Names only: taps hold their model, and a copy of this module (EMA) must not copy that.
+        self._teacher_taps: dict[str, list[str]] = {name: [] for name in self.teachers}
+        for pair in self.recipe.pairs:
+            name = self._teacher_of(pair)
+            if not pair.is_output:
+                self._teacher_taps[name].append(pair.teacher)
+        for name, specs in self._teacher_taps.items():
+            self.teachers[name].taps(specs)
+        self._stop_after: dict[str, dict[tuple[str, str], int] | None] = {}
+        self.adapters = nn.ModuleDict()
+        self.losses = nn.ModuleDict({p.name: p.build_loss() for p in self.recipe.pairs})
+        self._forward_args = {
+            name: set(inspect.signature(loss.forward).parameters)
+            for name, loss in self.losses.items()
+        }
+        self.is_set_up = False
+
+    # -- what it needs -------------------------------------------------------------------------
+
+    @property
+    def student(self) -> nn.Module:
+        """The network in training."""
+        return self._student[0]
+
+    def pairs_of(self, teacher: str) -> list[Pair]:
+        """The pairs that one teacher serves."""
+        return [p for p in self.recipe.pairs if self._teacher_of(p) == teacher]
+
+    def _teacher_of(self, pair: Pair) -> str:
+        name = pair.of or next(iter(self.teachers))
+        if name not in self.teachers:
+            raise ConfigError(
+                f"Pair {pair.name!r} is of teacher {name!r}, but the teachers are "
+                f"{list(self.teachers)}.{did_you_mean(name, self.teachers)}"
+            )
+        return name
+
+    @property
+    def outputs_needed(self) -> set[str]:
+        """Names of the outputs that some pair compares."""
+        return {p.student.removeprefix(OUTPUTS) for p in self.recipe.pairs if p.is_output} | {
+            p.teacher.removeprefix(OUTPUTS) for p in self.recipe.pairs if p.is_output
+        }
+
+    @property
+    def regions_needed(self) -> set[str]:
+        """Names of the regions that some pair is limited to."""
+        return {p.region for p in self.recipe.pairs if p.region is not None}
+
+    # -- one batch -----------------------------------------------------------------------------
+
+    @contextmanager
+    def watch(self) -> Iterator[Captured]:
+        """Record the student's taps while the block runs."""
+        with self._taps.capture() as captured:
+            yield captured
+
+    def ask(
+        self, name: str, *args: Any, forward: Callable[..., Any] | None = None, **kwargs: Any
+    ) -> tuple[Captured, Any]:
+        """Run one teacher with its taps on.
+
+        Where no pair compares the teacher's outputs, its forward ends after the last tap.
+
+        Returns:
+            What the taps saw, and the output (``None`` after an early exit).
+        """
+        return self.teachers[name].observe(
+            self._teacher_taps[name],
+            *args,
+            forward=forward,
+            stop_after=self._stop_after.get(name),
+            **kwargs,
+        )
+
+    def forward(
+        self, *args: Any, progress: Progress | None = None, **kwargs: Any
+    ) -> tuple[Any, dict[str, Term]]:
+        """Run the student and every teacher on the same inputs.
+
+        Returns:
+            The student's output and the terms by name.
+        """
+        if not self.is_set_up:
+            self.setup(self.student, lambda name: self.teachers[name].model, *args, **kwargs)
+        with self.watch() as seen:
+            output = self.student(*args, **kwargs)
+        asked = {name: self.ask(name, *args, **kwargs) for name in self.teachers}
+        context = Context(
+            student=self._outputs(output) if self.outputs_needed else {},
+            teachers={n: self._outputs(out) for n, (_, out) in asked.items() if out is not None},
+        )
+        taught = {name: captured for name, (captured, _) in asked.items()}
+        return output, self.terms(seen, taught, context, progress or Progress())
+
+    def terms(
+        self,
+        student: Captured,
+        teachers: Mapping[str, Captured],
+        context: Context,
+        progress: Progress,
+    ) -> dict[str, Term]:
+        """Compute every term of the recipe for one batch.
+
+        A pair over several tensors (pyramid levels, calls of a shared head) is the mean over
+        them. A pair that is off at this point gives 0, but still touches its adapters' parameters
+        with a zero gradient, so that data-parallel training needs no search for unused ones.
+
+        Raises:
+            TapError: If a tapped module was not called, or no gradient reaches a student's tap.
+            ShapeError: If two tensors do not match.
+        """
+        found: dict[str, Term] = {}
+        for pair, factor in zip(self.recipe.pairs, self.recipe.factors(progress), strict=True):
+            if factor == 0.0:
+                touch = [p.sum() * 0.0 for p in self._parameters_of(pair)]
+                zero = torch.stack(touch).sum() if touch else torch.zeros(())
+                found[pair.name] = Term(zero.detach(), zero)
+                continue
+            raw = (
+                self._compare_outputs(pair, context)
+                if pair.is_output
+                else self._compare_taps(pair, student, teachers[self._teacher_of(pair)])
+            )
+            found[pair.name] = Term(raw.detach(), raw * factor)
+        return found
+
+    def _compare_outputs(self, pair: Pair, context: Context) -> Tensor:
+        student = _lookup(context.student, pair.student.removeprefix(OUTPUTS), "student output")
+        teacher = _lookup(
+            context.teachers.get(self._teacher_of(pair), {}),
+            pair.teacher.removeprefix(OUTPUTS),
+            "teacher output",
+        )
+        if student.shape != teacher.shape:
+            raise ShapeError(
+                f"Pair {pair.name!r}: student's {pair.student} is {tuple(student.shape)}, "
+                f"teacher's {pair.teacher} is {tuple(teacher.shape)}."
+            )
+        extra: dict[str, Any] = {}
+        takes = self._forward_args[pair.name]
+        if "target" in takes:
+            extra["target"] = _lookup(context.targets, pair.student.removeprefix(OUTPUTS), "target")
+        if pair.region is not None:
+            region = _lookup(context.regions, pair.region, "region")
+            if "weight" not in takes:
+                raise ConfigError(
+                    f"Pair {pair.name!r} is limited to region {pair.region!r}, but "
+                    f"{type(self.losses[pair.name]).__name__} takes no weight per position."
+                )
+            total = region.weight.sum() if region.total is None else region.total
+            # Only the positions that count go through the loss: a few hundred of many thousand.
+            chosen = region.weight.nonzero().squeeze(1)
+            student, teacher = student[chosen], teacher[chosen]
+            extra = {key: value[chosen] for key, value in extra.items()}
+            extra.update(weight=region.weight[chosen], total=total)
+        return self.losses[pair.name](student, teacher, **extra)
+
+    def _compare_taps(self, pair: Pair, student: Captured, teacher: Captured) -> Tensor:
+        tensors = self._match(pair, student, teacher)
+        adapters = self.adapters[pair.name] if pair.name in self.adapters else None
+        values = []
+        for index, (s, t) in enumerate(tensors):
+            if torch.is_grad_enabled() and not s.requires_grad:
+                raise TapError(
+                    f"Pair {pair.name!r}: no gradient reaches the student's {pair.student!r} (a "
+                    "frozen stage?), so the pair could teach nothing. Tap a layer that is trained."
+                )
+            if isinstance(adapters, nn.ModuleList):
+                s, t = adapters[index](s, t)
+            values.append(self.losses[pair.name](s, t))
+        return torch.stack(values).mean()
+
+    def _match(
+        self, pair: Pair, student: Captured, teacher: Captured
+    ) -> list[tuple[Tensor, Tensor]]:
+        ours, theirs = student.tensors(pair.student), teacher.tensors(pair.teacher)
+        if len(ours) != len(theirs):
+            raise ShapeError(
+                f"Pair {pair.name!r}: the student's {pair.student!r} gives {len(ours)} tensors, "
+                f"the teacher's {pair.teacher!r} {len(theirs)}. Select matching ones, e.g. "
+                f"'{pair.student}[0:{min(len(ours), len(theirs))}]'."
+            )
+        return list(zip(ours, theirs, strict=True))
+
+    def _parameters_of(self, pair: Pair) -> list[nn.Parameter]:
+        modules = [self.losses[pair.name]]
+        if pair.name in self.adapters:
+            modules.append(self.adapters[pair.name])
+        return [p for module in modules for p in module.parameters() if p.requires_grad]
+
+    # -- before the first step -----------------------------------------------------------------
+
+    def setup(
+        self,
+        student_forward: Callable[..., Any],
+        teacher_forward: Callable[[str], Callable[..., Any]],
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Make the adapters from the shapes of one example batch, before the optimizer is made.
+
+        Runs the student in eval mode and without gradient, so it changes neither its weights nor
+        its statistics nor the random state.
+
+        Args:
+            student_forward: Called with the inputs.
+            teacher_forward: Gives, by a teacher's name, what to call with the inputs.
+            *args: An example batch.
+            **kwargs: Likewise.
+
+        Raises:
+            TapError: If a tapped module is not called.
+            ShapeError: If no adapter can relate the two sides of a pair.
+        """
+        cpu = torch.random.get_rng_state()
+        modes = {module: module.training for module in self.student.modules()}
+        device = next((p.device for p in self.student.parameters()), torch.device("cpu"))
+        try:
+            with torch.no_grad():
+                self.student.eval()
+                seen = self._observe_stable(self._taps, student_forward, *args, **kwargs)
+                for name, teacher in self.teachers.items():
+                    taps = teacher.taps(self._teacher_taps[name])
+                    call = teacher_forward(name)
+                    asked = self._observe_stable(taps, teacher.run, call, *args, **kwargs)
+                    # The rest of the forward is needed only where its output is compared.
+                    pairs = self.pairs_of(name)
+                    tapped_only = bool(pairs) and not any(p.is_output for p in pairs)
+                    self._stop_after[name] = asked.counts() if tapped_only else None
+                    for pair in pairs:
+                        if not pair.is_output:
+                            self._make_adapters(pair, seen, asked)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+            torch.random.set_rng_state(cpu)
+        self.adapters.to(device)
+        self.losses.to(device)
+        self.is_set_up = True
+
+    @staticmethod
+    def _observe_stable(taps: Taps, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Captured:
+        with taps.capture() as captured:
+            call(*args, **kwargs)
+        if mutated := captured.mutated():
+            logger.info(
+                "Copied when read, because changed in place later: %s.",
+                ", ".join(sorted(name for name, _ in mutated)),
+            )
+            taps.copied |= mutated
+            with taps.capture() as captured:
+                call(*args, **kwargs)
+        return captured
+
+    def _make_adapters(self, pair: Pair, student: Captured, teacher: Captured) -> None:
+        made = nn.ModuleList()
+        for index, (s, t) in enumerate(self._match(pair, student, teacher)):
+            try:
+                adapter = make_adapter(s, t, pair.adapter)
+            except ShapeError as error:
+                raise ShapeError(f"Pair {pair.name!r} ({pair.student!r}): {error}") from error
+            made.append(adapter)
+            logger.info("Pair %s[%d]: %s.", pair.name, index, describe(adapter, s, t))
+        self.adapters[pair.name] = made
+
+
+def _lookup(values: Mapping[str, Any], name: str, what: str) -> Any:
+    if name not in values:
+        known = ", ".join(values) or "none"
+        raise ConfigError(
+            f"There is no {what} {name!r}.{did_you_mean(name, values)} Known here: {known}."
+        )
+    return values[name]
+
+
+def check_finite(losses: Mapping[str, Tensor], step: int) -> None:
+    """Stop with the names of the terms that are NaN or infinite.
+
+    Reads one flag from the device, not one a term.
+
+    Args:
+        losses: Scalar losses by name.
+        step: The step they belong to, for the message.
+
+    Raises:
+        NonFiniteLossError: Names the terms, their values and the step.
+
+    Example:
+        >>> check_finite({"loss_cls": torch.tensor(1.0)}, 7)
+        >>> check_finite({"loss_cls": torch.tensor(float("nan"))}, 7)
+        Traceback (most recent call last):
+        ...
+        taskdistill.core.errors.NonFiniteLossError: At step 7 not finite: loss_cls=nan. ...
+    """
+    if not losses:
+        return
+    values = torch.stack([value.detach().float().mean() for value in losses.values()])
+    if bool(torch.isfinite(values).all()):
+        return
+    bad = [f"{n}={v:g}" for n, v in zip(losses, values.tolist(), strict=True) if v - v != 0]
+    raise NonFiniteLossError(
+        f"At step {step} not finite: {', '.join(bad)}. The last checkpoint is untouched. Lower the "
+        "learning rate or that term's weight, clip gradients, or check the data of this batch."
+    )

@@ -1,0 +1,304 @@
+"""What is matched with what: pairs, weights, schedules, stages.
+
+A recipe is data, one line a pair::
+
+    Recipe.from_config([
+        dict(student="neck", loss="FeatureImitation", weight=2.0),
+        dict(student="outputs.box", loss="LocalizationDistillation", region="main", weight=0.25),
+    ])
+
+``student`` and ``teacher`` are taps (:mod:`.taps`); a name under ``outputs.`` is something that
+the task's adapter computes from the network's head, with targets and regions beside it. Whatever
+key is not listed in :class:`Pair` is an argument of the loss.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from torch import nn
+
+from . import losses as _losses
+from .adapters import ADAPTERS
+from .errors import ConfigError, did_you_mean
+from .taps import Tap
+
+__all__ = ["OUTPUTS", "Pair", "Progress", "Recipe", "Stage", "resolve_loss"]
+
+OUTPUTS = "outputs."
+"""Prefix of what a task computes, as opposed to what a module returns."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands.
+
+    Args:
+        step: Optimizer steps done so far.
+        epoch: Epochs done so far; a fraction inside an epoch where its length is known.
+    """
+
+    step: int = 0
+    epoch: float = 0.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A named part of training.
+
+    Args:
+        name: What pairs refer to by ``stage=``.
+        until: Where it ends, in the recipe's unit; ``None`` is the end of training.
+        task_weight: Weight of the student's own losses in this stage (0 trains on the
+            distillation terms alone, as a hint or FSP stage does).
+    """
+
+    name: str
+    until: float | None = None
+    task_weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One line of a recipe.
+
+    Args:
+        student: Tap on the student, or ``outputs.NAME``.
+        loss: Name of a class of :mod:`taskdistill.core.losses`, ``"package.module:Class"``, or a
+            module.
+        teacher: Tap on the teacher; the student's by default.
+        weight: Factor on the loss.
+        name: How it is called in the log; made from the loss and the region by default.
+        of: Which teacher, where there are several.
+        region: Positions to compare, named by the task (detection: ``"main"``, ``"vlr"``, ...).
+        adapter: ``"auto"``, ``"conv1x1"``, ``"conv3x3"`` or ``"none"``; see :mod:`.adapters`.
+        start: Active from here, in the recipe's unit.
+        stop: Active until here; ``None`` is the end.
+        warmup: The weight rises linearly from 0 over this long after ``start``.
+        stage: Active in this stage only.
+        options: Arguments of the loss (in a config: every other key of the line).
+    """
+
+    student: str
+    loss: str | nn.Module
+    teacher: str = ""
+    weight: float = 1.0
+    name: str = ""
+    of: str | None = None
+    region: str | None = None
+    adapter: str = "auto"
+    start: float = 0.0
+    stop: float | None = None
+    warmup: float = 0.0
+    stage: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Pair:
+        """Make a pair from one config line; unknown keys go to the loss.
+
+        Raises:
+            ConfigError: If a key is missing, has the wrong type, or the loss takes no such
+                argument.
+        """
+        known = {f.name for f in fields(cls)} - {"options"}
+        for key in ("student", "loss"):
+            if key not in config:
+                raise ConfigError(f"Pair {dict(config)} has no {key!r}.")
+        own = {key: config[key] for key in known & set(config)}
+        options = {key: value for key, value in config.items() if key not in known}
+        pair = cls(**own, options=options)
+        pair = _replace(pair, teacher=pair.teacher or pair.student)
+        _check_pair(pair, known)
+        return _replace(pair, name=pair.name or _default_name(pair))
+
+    def build_loss(self) -> nn.Module:
+        """Make the loss module."""
+        loss = self.loss
+        return loss if isinstance(loss, nn.Module) else resolve_loss(loss)(**self.options)
+
+    @property
+    def is_output(self) -> bool:
+        """Whether it compares what the task computes, not what a module returns."""
+        return self.student.startswith(OUTPUTS)
+
+    def factor(self, now: float, stage: str | None) -> float:
+        """The weight at a point in time: 0 outside ``[start, stop)`` or its stage.
+
+        Example:
+            >>> pair = Pair("neck", "FeatureImitation", weight=2.0, start=1, warmup=2)
+            >>> [pair.factor(t, None) for t in (0.5, 1.0, 2.0, 3.0, 9.0)]
+            [0.0, 0.0, 1.0, 2.0, 2.0]
+        """
+        if self.stage is not None and self.stage != stage:
+            return 0.0
+        if now < self.start or (self.stop is not None and now >= self.stop):
+            return 0.0
+        ramp = 1.0 if self.warmup <= 0 else min(1.0, (now - self.start) / self.warmup)
+        return self.weight * ramp
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All pairs, and the unit their schedules are written in.
+
+    Args:
+        pairs: The lines.
+        unit: ``"epoch"`` or ``"step"``; what ``start``, ``stop``, ``warmup`` and ``until`` count.
+        stages: In the order they come; empty for one stage.
+    """
+
+    pairs: tuple[Pair, ...]
+    unit: str = "epoch"
+    stages: tuple[Stage, ...] = ()
+
+    @classmethod
+    def from_config(
+        cls,
+        pairs: Iterable[Mapping[str, Any]],
+        unit: str = "epoch",
+        stages: Sequence[Mapping[str, Any]] = (),
+    ) -> Recipe:
+        """Make a recipe from config data and check it whole.
+
+        Raises:
+            ConfigError: If anything in it cannot be meant.
+
+        Example:
+            >>> recipe = Recipe.from_config([dict(student="neck", loss="FeatureImitation")])
+            >>> recipe.pairs[0].name, recipe.pairs[0].teacher
+            ('feature_imitation', 'neck')
+        """
+        if unit not in ("epoch", "step"):
+            raise ConfigError(f"unit={unit!r} of the recipe is neither 'epoch' nor 'step'.")
+        pairs = list(pairs)
+        if not pairs:
+            raise ConfigError("The recipe has no pairs: nothing would be distilled.")
+        made = tuple(_stage(stage) for stage in stages)
+        names = [stage.name for stage in made]
+        ends = [stage.until for stage in made]
+        if any(end is None for end in ends[:-1]) or sorted(e for e in ends if e is not None) != [
+            e for e in ends if e is not None
+        ]:
+            raise ConfigError(f"Stages must end one after another ('until'), but they end at {ends}.")
+        unique: list[Pair] = []
+        for config in pairs:
+            pair = config if isinstance(config, Pair) else Pair.from_config(config)
+            if pair.stage is not None and pair.stage not in names:
+                raise ConfigError(
+                    f"Pair {pair.name!r} is for stage {pair.stage!r}, but the stages are {names}."
+                )
+            taken = {p.name for p in unique}
+            name, count = pair.name, 2
+            while name in taken:
+                name, count = f"{pair.name}_{count}", count + 1
+            unique.append(_replace(pair, name=name))
+        return cls(tuple(unique), unit, made)
+
+    def now(self, progress: Progress) -> float:
+        """Progress in the recipe's unit."""
+        return progress.epoch if self.unit == "epoch" else float(progress.step)
+
+    def stage(self, progress: Progress) -> Stage | None:
+        """The stage that training is in; the last one holds on after its end."""
+        now = self.now(progress)
+        for stage in self.stages:
+            if stage.until is None or now < stage.until:
+                return stage
+        return self.stages[-1] if self.stages else None
+
+    def factors(self, progress: Progress) -> list[float]:
+        """The weight of every pair at this point."""
+        stage = self.stage(progress)
+        name = stage.name if stage else None
+        return [pair.factor(self.now(progress), name) for pair in self.pairs]
+
+    def task_weight(self, progress: Progress) -> float:
+        """The weight of the student's own losses at this point."""
+        stage = self.stage(progress)
+        return stage.task_weight if stage else 1.0
+
+
+def resolve_loss(name: str) -> type[nn.Module]:
+    """Find a loss class by its name in ``core.losses``, or by ``"package.module:Class"``.
+
+    Raises:
+        ConfigError: If there is none; offers the nearest names.
+
+    Example:
+        >>> resolve_loss("KLDivergence").__name__
+        'KLDivergence'
+    """
+    if ":" in name:
+        module, _, attribute = name.partition(":")
+        try:
+            found = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"Loss {name!r} cannot be imported: {error}.") from error
+    else:
+        found = getattr(_losses, name, None)
+    if not (inspect.isclass(found) and issubclass(found, nn.Module)):
+        classes = [n for n in _losses.__all__ if inspect.isclass(getattr(_losses, n))]
+        raise ConfigError(
+            f"There is no loss {name!r}.{did_you_mean(name, classes)} Known: {', '.join(classes)}."
+        )
+    return found
+
+
+def _replace(pair: Pair, **changes: Any) -> Pair:
+    return Pair(**{**{f.name: getattr(pair, f.name) for f in fields(Pair)}, **changes})
+
+
+def _stage(config: Mapping[str, Any]) -> Stage:
+    known = [f.name for f in fields(Stage)]
+    for key in config:
+        if key not in known:
+            raise ConfigError(f"A stage has no {key!r}.{did_you_mean(key, known)}")
+    if "name" not in config:
+        raise ConfigError(f"Stage {dict(config)} has no 'name'.")
+    return Stage(**config)
+
+
+def _check_pair(pair: Pair, known: Iterable[str]) -> None:
+    if not pair.is_output:
+        Tap.parse(pair.student)
+        Tap.parse(pair.teacher)
+    elif not pair.teacher.startswith(OUTPUTS):
+        raise ConfigError(
+            f"Pair matches the student's {pair.student!r} with the teacher's {pair.teacher!r}; an "
+            "output can only be matched with an output."
+        )
+    if pair.adapter not in ADAPTERS:
+        raise ConfigError(
+            f"adapter={pair.adapter!r} of pair {pair.student!r} is not one of {ADAPTERS}."
+        )
+    for key in ("weight", "start", "warmup", "stop"):
+        value = getattr(pair, key)
+        if not (isinstance(value, (int, float)) or (key == "stop" and value is None)):
+            raise ConfigError(f"{key}={value!r} of pair {pair.student!r} is no number.")
+    if isinstance(pair.loss, str):
+        cls = resolve_loss(pair.loss)
+        takes = [p for p in inspect.signature(cls).parameters]
+        for key in pair.options:
+            if key not in takes:
+                raise ConfigError(
+                    f"{key!r} is neither a key of a pair nor an argument of {pair.loss}."
+                    f"{did_you_mean(key, [*takes, *known])} {pair.loss} takes: "
+                    f"{', '.join(takes) or 'nothing'}."
+                )
+        pair.build_loss()  # bad values are told here, before training
+    elif not isinstance(pair.loss, nn.Module):
+        raise ConfigError(f"loss={pair.loss!r} is neither a name nor a module.")
+
+
+def _default_name(pair: Pair) -> str:
+    base = pair.loss.split(":")[-1] if isinstance(pair.loss, str) else type(pair.loss).__name__
+    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", base).lower()
+    # mmengine adds up whatever has "loss" in its name, so no name may say it by accident.
+    snake = snake.replace("_loss", "").replace("loss", "")
+    return f"{snake}_{pair.region}" if pair.region else snake

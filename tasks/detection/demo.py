@@ -1,0 +1,166 @@
+"""The detection demo: a small GFL detector taught to read handwritten digits in photographs."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmdet.registry import DATASETS, MODELS
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import init_default_scope
+from PIL import Image
+from torch import nn
+
+from ...core.teacher import load_weights
+from ..openmm.demo import DemoTask, Metric
+from ..openmm.demo.report import Gallery, Mark, Picture
+from ..openmm.teacher import SAFE_GLOBALS
+
+IMAGES = 8
+MIN_OBJECTS = 2
+MIN_SCORE = 0.3
+
+# One colour a class, dark enough for white letters on it.
+_COLOURS = (
+    "#1f66a8",
+    "#b8540b",
+    "#2a7f35",
+    "#b42326",
+    "#7646a6",
+    "#7a4a3e",
+    "#b93d8f",
+    "#5c5c5c",
+    "#77780a",
+    "#0c7f8c",
+)
+
+
+def class_colour(index: int) -> str:
+    """Return the colour of a class, the same in every picture."""
+    return _COLOURS[index % len(_COLOURS)]
+
+
+class DetectionDemo(DemoTask):
+    """Teacher, student alone and student distilled on the digit scenes."""
+
+    name = "detection"
+    title = "Distilling a detector: handwritten digits in photographs"
+    metrics = (Metric("coco/bbox_mAP", "mAP"), Metric("coco/bbox_mAP_50", "AP50"))
+    packages = ("torch", "onedl-mmengine", "onedl-mmcv", "onedl-mmdetection")
+    latency_note = "one validation image, from the tensor to the boxes"
+
+    def __init__(self) -> None:
+        self._datasets: dict[str, Any] = {}
+
+    def prepare(self, cfg: Config) -> str:
+        """Make the digit scenes that the config names, if they are not there yet."""
+        train = len(self._dataset(cfg, "train_dataloader"))
+        val = len(self._dataset(cfg, "val_dataloader"))
+        return f"Data: {train} images for training, {val} for validation."
+
+    def load(self, cfg: Config, checkpoint: Path) -> nn.Module:
+        """Build the detector of a plain config and load a checkpoint strictly."""
+        init_default_scope("mmdet")
+        settings = copy.deepcopy(cfg.model)
+        settings.backbone.pop("init_cfg", None)  # No download of weights that are replaced anyway.
+        model = MODELS.build(settings)
+        load_weights(model, checkpoint, safe_globals=SAFE_GLOBALS)
+        return model.eval()
+
+    def forward_call(self, model: nn.Module, cfg: Config) -> Callable[[], object]:
+        """Run backbone, neck and head on the first validation image."""
+        batch = self._batch(model, cfg, 0)
+        return lambda: model(batch["inputs"], batch["data_samples"], mode="tensor")
+
+    def predict_call(self, model: nn.Module, cfg: Config) -> Callable[[], object]:
+        """Detect on the first validation image, decoding and suppression included."""
+        batch = self._batch(model, cfg, 0)
+        return lambda: model(batch["inputs"], batch["data_samples"], mode="predict")
+
+    def gallery(self, cfg: Config, models: Mapping[str, nn.Module]) -> Gallery:
+        """Show the truth and each model's boxes on the first images that hold several objects."""
+        dataset = self._dataset(cfg, "val_dataloader")
+        classes = dataset.metainfo["classes"]
+        rows = []
+        for index in range(len(dataset)):
+            info = dataset.get_data_info(index)
+            objects = [found for found in info["instances"] if not found.get("ignore_flag")]
+            if len(objects) < MIN_OBJECTS:
+                continue
+            png, width, height = _png(Path(info["img_path"]))
+            truth = [box_mark(found["bbox"], found["bbox_label"], classes) for found in objects]
+            row = [Picture(png, width, height, truth)]
+            for model in models.values():
+                seen = self._detect(model, cfg, index, classes)
+                row.append(Picture(png, width, height, seen))
+            rows.append(row)
+            if len(rows) == IMAGES:
+                break
+        return Gallery(
+            headings=["ground truth", *models],
+            rows=rows,
+            note=f"The first {len(rows)} validation images that hold at least {MIN_OBJECTS} "
+            f"objects, not a selection. Boxes with a score of at least {MIN_SCORE}, with label and "
+            "score; the same colour is the same class.",
+        )
+
+    def _dataset(self, cfg: Config, loader: str) -> Any:
+        settings = copy.deepcopy(cfg[loader].dataset)
+        key = f"{loader} {settings}"
+        if key not in self._datasets:
+            init_default_scope("mmdet")
+            with redirect_stdout(io.StringIO()):  # pycocotools prints what it is about to do
+                self._datasets[key] = DATASETS.build(settings)
+        return self._datasets[key]
+
+    def _batch(self, model: nn.Module, cfg: Config, index: int) -> dict[str, Any]:
+        dataset = self._dataset(cfg, "val_dataloader")
+        preprocess: Any = model.data_preprocessor
+        return preprocess(pseudo_collate([dataset[index]]), False)
+
+    def _detect(
+        self, model: nn.Module, cfg: Config, index: int, classes: tuple[str, ...]
+    ) -> list[Mark]:
+        batch = self._batch(model, cfg, index)
+        with torch.no_grad():
+            found = model(batch["inputs"], batch["data_samples"], mode="predict")[0].pred_instances
+        found = found[found.scores >= MIN_SCORE]
+        return [
+            box_mark(box, label, classes, score)
+            for box, label, score in zip(
+                found.bboxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True
+            )
+        ]
+
+
+def box_mark(
+    box: list[float], label: int, classes: tuple[str, ...], score: float | None = None
+) -> Mark:
+    """Return the mark of one box.
+
+    Args:
+        box: Corners x1, y1, x2, y2 in pixels of the original image.
+        label: Index of the class.
+        classes: Names of the classes.
+        score: Confidence; left out for the ground truth.
+
+    Example:
+        >>> box_mark([1.0, 2.0, 4.0, 6.0], 1, ("cat", "dog"), 0.83).label
+        'dog 0.83'
+    """
+    x1, y1, x2, y2 = box
+    text = classes[label] if score is None else f"{classes[label]} {score:.2f}"
+    return Mark(x1, y1, x2 - x1, y2 - y1, text, class_colour(label))
+
+
+def _png(path: Path) -> tuple[bytes, int, int]:
+    with Image.open(path) as image:
+        buffer = io.BytesIO()
+        image.convert("RGB").save(buffer, format="PNG", optimize=True)
+        return buffer.getvalue(), image.width, image.height

@@ -1,0 +1,25 @@
+"""What the mmengine tasks share: the wrapped model, hooks, the runner and its command lines.
+
+Importing it registers everything by name with mmengine.
+"""
+
+from .adapter import TASK_ADAPTERS, TaskAdapter
+from .config import load_config, prepare_config
+from .hooks import DistillHook, SafeCheckpointHook
+from .model import DistilledModel
+from .optim import DistillOptimWrapperConstructor
+from .runner import DistillRunner
+from .seeded import SeededDataset
+
+__all__ = [
+    "TASK_ADAPTERS",
+    "DistillHook",
+    "DistillOptimWrapperConstructor",
+    "DistillRunner",
+    "DistilledModel",
+    "SafeCheckpointHook",
+    "SeededDataset",
+    "TaskAdapter",
+    "load_config",
+    "prepare_config",
+]

@@ -1,0 +1,120 @@
+"""What a task tells the shared wrapper: how to run its networks, and what it can compare."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import Registry
+from torch import Tensor, nn
+
+from ...core.distiller import Context
+from ...core.errors import ConfigError, did_you_mean
+from ...core.taps import Captured
+
+__all__ = ["TASK_ADAPTERS", "TaskAdapter", "adapter_of_scope"]
+
+TASK_ADAPTERS = Registry("distillation task adapter")
+
+# Which package serves which mm library; imported only when a config of that library is trained.
+_PACKAGES = {"mmdet": "taskdistill.tasks.detection"}
+
+
+class TaskAdapter(ABC):
+    """The seam between a kind of network and the distiller.
+
+    Args:
+        student: The student, as its framework builds it.
+        teachers: The teachers by name.
+    """
+
+    outputs: Mapping[str, str] = {}
+    """Names under ``outputs.`` that pairs may compare, and what each is."""
+    regions: Mapping[str, str] = {}
+    """Regions that pairs may be limited to, and what each is."""
+
+    def __init__(self, student: nn.Module, teachers: Mapping[str, nn.Module]) -> None:
+        self.student = student
+        self.teachers = teachers
+
+    @classmethod
+    def check_data(cls, cfg: Config) -> None:
+        """Look at the datasets of a config before anything is built from it.
+
+        Raises:
+            DataError: If annotations are absent or malformed.
+        """
+
+    @property
+    def reads(self) -> Sequence[str]:
+        """Taps on the student that :meth:`context` needs."""
+        return ()
+
+    @abstractmethod
+    def forward(self, model: nn.Module) -> Callable[[Tensor], Any]:
+        """Return what maps a batch of images to the raw outputs, for a student or a teacher."""
+
+    @abstractmethod
+    def check(self, outputs: Collection[str], regions: Collection[str]) -> None:
+        """Refuse, before training, networks whose outputs cannot be compared.
+
+        Raises:
+            TeacherError: Says what differs.
+            ConfigError: If a name is not offered by this student.
+        """
+
+    @abstractmethod
+    def context(
+        self,
+        seen: Captured,
+        asked: Mapping[str, Any],
+        data_samples: Any,
+        outputs: Collection[str],
+        regions: Collection[str],
+    ) -> Context:
+        """Compute outputs, regions and targets of one batch.
+
+        Args:
+            seen: The student's taps, :attr:`reads` among them.
+            asked: The raw output of each teacher.
+            data_samples: The batch's annotations.
+            outputs: Names needed.
+            regions: Regions needed.
+        """
+
+    def check_names(self, outputs: Collection[str], regions: Collection[str]) -> None:
+        """Refuse names that this task does not know.
+
+        Raises:
+            ConfigError: Offers the nearest names.
+        """
+        for what, asked, known in (
+            ("output", outputs, self.outputs),
+            ("region", regions, self.regions),
+        ):
+            for name in asked:
+                if name not in known:
+                    listing = "; ".join(f"{key}: {text}" for key, text in known.items())
+                    raise ConfigError(
+                        f"There is no {what} {name!r}.{did_you_mean(name, known)} Known: {listing}."
+                    )
+
+
+def adapter_of_scope(scope: str) -> type[TaskAdapter]:
+    """Return the task adapter for an mm library, by its registry scope (``"mmdet"``).
+
+    Raises:
+        ConfigError: If taskdistill has no task for it.
+    """
+    if scope not in _PACKAGES:
+        raise ConfigError(
+            f"taskdistill has no task for default_scope={scope!r}; it has {sorted(_PACKAGES)}. "
+            "Set default_scope in the config (mm's own configs do)."
+        )
+    importlib.import_module(_PACKAGES[scope])
+    adapter = TASK_ADAPTERS.get(scope)
+    assert adapter is not None
+    return adapter

@@ -1,0 +1,214 @@
+"""Hooks: the side entry of a checkpoint, repeatable randomness, and saving that loses nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dist import master_only
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import EpochBasedTrainLoop
+
+from ...core.errors import CheckpointError
+from .model import DistilledModel
+from .seeded import SeededDataset
+
+__all__ = ["SIDE_ENTRY", "DistillHook", "SafeCheckpointHook"]
+
+SIDE_ENTRY = "distill"
+"""Key of a checkpoint under which everything lies that the deployable student does not need."""
+
+
+def _distilled(runner: Any) -> DistilledModel:
+    return getattr(runner.model, "module", runner.model)
+
+
+@HOOKS.register_module()
+class DistillHook(Hook):
+    """Keep what distillation adds to a run: in the checkpoint, beside the student.
+
+    The side entry ``distill`` holds the adapters' weights, each teacher's source and SHA-256, and
+    the random state. The config stored in the checkpoint (``meta.cfg``) is the student's plain
+    one, which is also written as ``student_config.py``, so that ``init_detector`` and the like
+    work from the file alone.
+
+    Args:
+        student_config: The student's plain config as text.
+    """
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, student_config: str) -> None:
+        self.student_config = student_config
+        self._random_state: dict[str, Any] | None = None
+
+    def before_run(self, runner: Any) -> None:
+        """Write the student's own config beside the run's."""
+        self._write_student_config(runner)
+
+    @master_only
+    def _write_student_config(self, runner: Any) -> None:
+        path = os.path.join(runner.work_dir, "student_config.py")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(self.student_config)
+
+    def before_train(self, runner: Any) -> None:
+        """Tell the model how long an epoch is, and seed the data."""
+        loader = runner.train_dataloader
+        epochs = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        if epochs:
+            runner.message_hub.update_info("distill_epoch_length", len(loader))
+        if isinstance(loader.dataset, SeededDataset):
+            loader.dataset.seed = runner.seed
+        if not epochs and self._random_state is not None:
+            _set_random_state(self._random_state)
+
+    def before_train_epoch(self, runner: Any) -> None:
+        """Start every epoch from a random state that depends on the seed and its number alone.
+
+        So it makes no difference whether the run came here in one go or was resumed.
+        """
+        dataset = runner.train_dataloader.dataset
+        if isinstance(dataset, SeededDataset):
+            dataset.epoch = runner.epoch
+        if isinstance(runner.train_loop, EpochBasedTrainLoop):
+            sequence = np.random.SeedSequence([runner.seed, runner.epoch, runner.rank])
+            seed = int(sequence.generate_state(1)[0])
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Add the side entry."""
+        distiller = _distilled(runner).distiller
+        checkpoint["meta"]["cfg"] = self.student_config
+        checkpoint[SIDE_ENTRY] = {
+            "version": 1,
+            "adapters": {k: v.cpu() for k, v in distiller.state_dict().items()},
+            "teachers": {
+                name: {"source": teacher.source, "sha256": teacher.sha256}
+                for name, teacher in distiller.teachers.items()
+            },
+            "random_state": _get_random_state(),
+        }
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """On resume, restore the adapters and see that the teachers are the same.
+
+        Raises:
+            CheckpointError: If the run to be resumed was not this distillation.
+        """
+        if not runner._resume:
+            return
+        side = checkpoint.get(SIDE_ENTRY)
+        if side is None:
+            raise CheckpointError(
+                "The checkpoint to resume from was written by plain training: it has no "
+                f"{SIDE_ENTRY!r} entry. To start distilling from its weights, give it as "
+                "load_from=... without resume."
+            )
+        distiller = _distilled(runner).distiller
+        for name, teacher in distiller.teachers.items():
+            was = side["teachers"].get(name, {})
+            if was.get("sha256") != teacher.sha256:
+                raise CheckpointError(
+                    f"Teacher {name!r} is not the one this run began with: then "
+                    f"{was.get('source')!r} (sha256 {str(was.get('sha256'))[:12]}), now "
+                    f"{teacher.source!r} (sha256 {str(teacher.sha256)[:12]}). Resume with the same "
+                    "teacher, or start anew with load_from=..."
+                )
+        try:
+            distiller.load_state_dict(side["adapters"], strict=True)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"The adapters in the checkpoint are not those of this recipe: {error}"
+            ) from error
+        self._random_state = side["random_state"]
+
+
+def _get_random_state() -> dict[str, Any]:
+    # Plain numbers and tensors only, so that the file loads with weights_only=True.
+    numpy = np.random.get_state(legacy=True)
+    version, words, gauss = random.getstate()
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [numpy[0], torch.from_numpy(numpy[1].astype(np.int64)), *numpy[2:]],  # type: ignore
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+
+
+class _KeepUntilSaved:
+    """A file backend that puts deletions off."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self.pending: list[tuple[Any, str]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def remove(self, path: str) -> None:
+        self.pending.append((self._backend.remove, path))
+
+    def rmtree(self, path: str) -> None:
+        self.pending.append((self._backend.rmtree, path))
+
+
+@HOOKS.register_module()
+class SafeCheckpointHook(CheckpointHook):
+    """mmengine's checkpoint hook, deleting an old file only once the new one is written.
+
+    Takes the same arguments. mmengine deletes first, so a full disk could leave nothing.
+    """
+
+    def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict[str, Any]) -> None:
+        with self._old_files_kept(runner):
+            super()._save_checkpoint_with_step(runner, step, meta)
+
+    def _save_best_checkpoint(self, runner: Any, metrics: dict[str, Any]) -> None:
+        with self._old_files_kept(runner):
+            super()._save_best_checkpoint(runner, metrics)
+
+    @contextmanager
+    def _old_files_kept(self, runner: Any) -> Iterator[None]:
+        if isinstance(self.file_backend, _KeepUntilSaved):  # the best one saves the last one too
+            yield
+            return
+        backend, before = self.file_backend, self._last_written
+        self.file_backend = kept = _KeepUntilSaved(backend)  # type: ignore[assignment]
+        try:
+            yield
+        except OSError as error:
+            intact = f"{before!r} is intact" if before else "no earlier one exists"
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            why = "the disk is full" if full else str(error)
+            raise CheckpointError(
+                f"The checkpoint of step {runner.iter} cannot be saved in {self.out_dir!r}: {why}. "
+                f"Of earlier checkpoints, {intact}. Make room and continue with --resume."
+            ) from error
+        finally:
+            self.file_backend = backend
+        self._last_written = self.last_ckpt
+        for delete, path in kept.pending:
+            delete(path)
+
+    _last_written: str | None = None

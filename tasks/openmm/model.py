@@ -1,0 +1,191 @@
+"""The student as mmengine trains it while it is being distilled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.logging import MessageHub
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ...core.distiller import Distiller, check_finite
+from ...core.errors import ConfigError, did_you_mean
+from ...core.recipe import Progress, Recipe
+from .adapter import adapter_of_scope
+from .teacher import build_teacher
+
+__all__ = ["DistilledModel"]
+
+_OPTIONS = ("teacher", "teachers", "pairs", "unit", "stages", "probe_size")
+
+
+@MODELS.register_module()
+class DistilledModel(BaseModel):
+    """A student detector (segmenter, ...) that also answers for its teacher.
+
+    Behaves as the student everywhere: prediction and evaluation are the student's own, attributes
+    are looked up on it, and ``state_dict`` has exactly its keys, so every checkpoint loads into
+    the plain model. Only ``mode="loss"`` adds the terms of the recipe, two figures each:
+    ``loss_kd_NAME`` (weighted, part of the sum) and ``kd_NAME_raw``.
+
+    Args:
+        student: The student's own model config.
+        distill: ``teacher`` (or ``teachers``, by name), ``pairs``, and optionally ``unit``,
+            ``stages`` and ``probe_size`` (height and width in pixels of the zero image from which
+            adapters take their shapes; 128 by default).
+        scope: Registry scope that decides the task.
+
+    Raises:
+        ConfigError, TapError, TeacherError, CheckpointError, ShapeError: If student, teacher and
+            recipe do not go together; before any training.
+    """
+
+    def __init__(
+        self, student: Mapping[str, Any] | nn.Module, distill: Mapping[str, Any], scope: str
+    ) -> None:
+        for key in distill:
+            if key not in _OPTIONS:
+                raise ConfigError(f"distill has no {key!r}.{did_you_mean(key, _OPTIONS)}")
+        recipe = Recipe.from_config(
+            distill.get("pairs", ()), distill.get("unit", "epoch"), distill.get("stages", ())
+        )
+        for pair in recipe.pairs:
+            if "loss" in pair.name:
+                raise ConfigError(
+                    f"Pair name {pair.name!r} contains 'loss', by which mmengine picks what to add "
+                    "up; its raw figure would be counted. Choose another name."
+                )
+        module = student if isinstance(student, nn.Module) else MODELS.build(student)
+        super().__init__(data_preprocessor=module.data_preprocessor)
+        self.student = module
+        configs = _teacher_configs(distill)
+        teachers = {name: build_teacher(cfg, module, name) for name, cfg in configs.items()}
+        self.task = adapter_of_scope(scope)(module, {n: t.model for n, t in teachers.items()})
+        distiller = Distiller(module, teachers, recipe)
+        outputs, regions = distiller.outputs_needed, distiller.regions_needed
+        self.task.check_names(outputs, regions)
+        self.task.check(outputs, regions)
+        if outputs:
+            distiller = Distiller(module, teachers, recipe, reads=self.task.reads)
+        self.distiller = distiller
+        size = int(distill.get("probe_size", 128))
+        self.distiller.setup(
+            self.task.forward(module),
+            lambda name: self.task.forward(teachers[name].model),
+            torch.zeros(1, 3, size, size),
+        )
+        # Checkpoints hold the student under its own names; adapters go to a side entry.
+        self.register_state_dict_post_hook(_export_student)
+        self.register_load_state_dict_pre_hook(_import_student)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "student":
+                raise
+            return getattr(super().__getattr__("student"), name)
+
+    def init_weights(self) -> None:
+        """Initialise the student; the teacher is loaded already."""
+        self.student.init_weights()
+
+    def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor") -> Any:
+        """Run the student; in ``mode="loss"`` ask the teachers too and add their terms."""
+        if mode != "loss":
+            return self.student(inputs, data_samples, mode=mode)
+        with self.distiller.watch() as seen:
+            losses = self.student(inputs, data_samples, mode="loss")
+        captured, raw = {}, {}
+        for name, teacher in self.distiller.teachers.items():
+            captured[name], raw[name] = self.distiller.ask(
+                name, inputs, forward=self.task.forward(teacher.model)
+            )
+        outputs = self.distiller.outputs_needed
+        context = self.task.context(
+            seen, raw, data_samples, outputs, self.distiller.regions_needed
+        )
+        progress = _progress()
+        terms = self.distiller.terms(seen, captured, context, progress)
+        weight = self.distiller.recipe.task_weight(progress)
+        if weight != 1.0:
+            losses = {k: _scale(v, weight) if "loss" in k else v for k, v in losses.items()}
+        device = inputs.device
+        for name, term in terms.items():
+            losses[f"loss_kd_{name}"] = term.weighted.to(device)
+            losses[f"kd_{name}_raw"] = term.raw.to(device)
+        return losses
+
+    def parse_losses(self, losses: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum the losses, after stopping at one that is not finite.
+
+        Raises:
+            NonFiniteLossError: Names the terms and the step.
+        """
+        total, log_vars = super().parse_losses(losses)  # type: ignore[arg-type]
+        terms = {name: value for name, value in log_vars.items() if name != "loss"}
+        check_finite(terms, _progress().step + 1)
+        return total, log_vars
+
+
+def _teacher_configs(distill: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    if ("teacher" in distill) == ("teachers" in distill):
+        raise ConfigError(
+            "distill needs either teacher=dict(config=..., checkpoint=...) or "
+            "teachers=dict(NAME=dict(...), ...)."
+        )
+    return distill["teachers"] if "teachers" in distill else {"teacher": distill["teacher"]}
+
+
+def _progress() -> Progress:
+    """Where training stands, from what mmengine's RuntimeInfoHook keeps."""
+    hub = MessageHub.get_current_instance()
+    step = int(hub.get_info("iter", 0) or 0)
+    epoch = float(hub.get_info("epoch", 0) or 0)
+    length = hub.get_info("distill_epoch_length")
+    if length:
+        epoch = step / length
+    return Progress(step, epoch)
+
+
+def _scale(value: Any, weight: float) -> Any:
+    if isinstance(value, Sequence):
+        return [v * weight for v in value]
+    return value * weight
+
+
+def _export_student(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]
+) -> None:
+    """Give the student's entries their own names and leave the rest out."""
+    ours = f"{prefix}student."
+    metadata = getattr(state_dict, "_metadata", {})
+    for entries in (state_dict, metadata):
+        for key in [k for k in entries if k.startswith(prefix)]:
+            if key.startswith(ours):
+                entries[prefix + key.removeprefix(ours)] = entries.pop(key)
+            elif key.startswith((f"{prefix}distiller", f"{prefix}data_preprocessor")):
+                entries.pop(key)
+
+
+def _import_student(
+    module: nn.Module,
+    state_dict: dict[str, Any],
+    prefix: str,
+    local_metadata: dict[str, Any],
+    strict: bool,
+    missing_keys: list[str],
+    unexpected_keys: list[str],
+    error_msgs: list[str],
+) -> None:
+    """Undo :func:`_export_student`; adapters keep the values they have."""
+    for key in [k for k in state_dict if k.startswith(prefix)]:
+        state_dict[f"{prefix}student.{key.removeprefix(prefix)}"] = state_dict.pop(key)
+    distiller = module.distiller
+    assert isinstance(distiller, nn.Module)
+    for key, value in distiller.state_dict().items():
+        state_dict[f"{prefix}distiller.{key}"] = value
+

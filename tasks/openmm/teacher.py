@@ -1,0 +1,165 @@
+"""Build a teacher from a config and a checkpoint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlparse
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmengine.logging import HistoryBuffer
+from mmengine.registry import MODELS, DefaultScope
+from torch import Tensor, nn
+
+from ...core.errors import ConfigError, TeacherError, did_you_mean
+from ...core.teacher import FrozenTeacher, load_weights, read_checkpoint
+
+__all__ = ["SAFE_GLOBALS", "build_teacher", "read_mm_checkpoint", "read_model_config"]
+
+# What mmengine puts into a checkpoint beside tensors: scalar histories and numpy numbers. None of
+# these runs code of the file when rebuilt. Older files name numpy's modules by their old path.
+SAFE_GLOBALS: list[Any] = [
+    HistoryBuffer,
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in "fdlqiIbB?"),
+    np._core.multiarray._reconstruct,
+    np._core.multiarray.scalar,
+    (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+]
+
+_KEYS = ("config", "checkpoint", "strict", "precision", "compile")
+
+
+def read_mm_checkpoint(path: str) -> Any:
+    """Read a checkpoint that mmengine wrote, without letting it run code."""
+    return read_checkpoint(path, SAFE_GLOBALS)
+
+
+def read_model_config(config: str | Mapping[str, Any], what: str) -> Config:
+    """Read a config by path, ``package::path`` or as a mapping.
+
+    Raises:
+        ConfigError: If it cannot be found or has no model.
+    """
+    if isinstance(config, Mapping):
+        cfg = Config(dict(config))
+    elif "::" in config:
+        try:
+            cfg = get_config(config if config.endswith(".py") else f"{config}.py")
+        except Exception as error:
+            raise ConfigError(f"{what} config {config!r} cannot be read: {error}") from error
+    elif not os.path.isfile(config):
+        raise ConfigError(
+            f"{what} config {config!r} does not exist (looked from {os.getcwd()!r}). Give a path, "
+            "or a packaged one such as 'mmdet::gfl/gfl_r101_fpn_ms-2x_coco.py'."
+        )
+    else:
+        cfg = Config.fromfile(config)
+    if "model" not in cfg:
+        raise ConfigError(f"{what} config {config!r} has no 'model'.")
+    return cfg
+
+
+def _local_checkpoint(checkpoint: str) -> str:
+    """Return a local path; a URL is downloaded once into torch's hub folder."""
+    if urlparse(checkpoint).scheme not in ("http", "https"):
+        return os.path.expanduser(checkpoint)
+    folder = os.path.join(torch.hub.get_dir(), "checkpoints")
+    os.makedirs(folder, exist_ok=True)
+    target = os.path.join(folder, os.path.basename(urlparse(checkpoint).path))
+    if not os.path.isfile(target):
+        try:
+            torch.hub.download_url_to_file(checkpoint, target)
+        except OSError as error:
+            raise TeacherError(f"Teacher checkpoint {checkpoint!r} cannot be downloaded: {error}") from error
+    return target
+
+
+class _OwnNormalisation:
+    """Undo the student's image normalisation and apply the teacher's.
+
+    mm pads after normalising, with 0; those pixels stay 0.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+        self.student, self.teacher = student, teacher
+
+    def __call__(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        images, *rest = args
+        ours, theirs = _statistics(self.student, images), _statistics(self.teacher, images)
+        outside = (images == 0).all(dim=1, keepdim=True)
+        pixels = images * ours[1] + ours[0]
+        if ours[2] != theirs[2]:
+            pixels = pixels.flip(1)
+        converted = ((pixels - theirs[0]) / theirs[1]).masked_fill(outside, 0.0)
+        return (converted, *rest), kwargs
+
+
+def _statistics(preprocessor: nn.Module, like: Tensor) -> tuple[Tensor, Tensor, bool]:
+    mean = getattr(preprocessor, "mean", like.new_zeros(3, 1, 1))
+    std = getattr(preprocessor, "std", like.new_ones(3, 1, 1))
+    return mean.to(like), std.to(like), bool(getattr(preprocessor, "_channel_conversion", False))
+
+
+def _normalise_alike(a: nn.Module, b: nn.Module) -> bool:
+    probe = torch.zeros(1, 3, 1, 1)
+    ours, theirs = _statistics(a, probe), _statistics(b, probe)
+    return (
+        torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1]) and ours[2] == theirs[2]
+    )
+
+
+def build_teacher(config: Mapping[str, Any], student: nn.Module, name: str) -> FrozenTeacher:
+    """Build a frozen teacher.
+
+    Args:
+        config: ``config`` (path, ``package::path`` or mapping), ``checkpoint`` (path or URL;
+            may be left out for a packaged config whose metafile names its weights), ``strict``
+            (``True``), ``precision`` (``None``), ``compile`` (``False``).
+        student: Decides whether the teacher needs its inputs normalised anew.
+        name: For messages.
+
+    Raises:
+        ConfigError: If a key is unknown or the config cannot be read.
+        CheckpointError: If the weights are missing, damaged or of another architecture.
+    """
+    for key in config:
+        if key not in _KEYS:
+            raise ConfigError(f"Teacher {name!r} has no option {key!r}.{did_you_mean(key, _KEYS)}")
+    if "config" not in config:
+        raise ConfigError(f"Teacher {name!r} has no 'config' (a path, or 'mmdet::...').")
+    path = config["config"]
+    cfg = read_model_config(path, f"Teacher {name!r}")
+    checkpoint = config.get("checkpoint")
+    if checkpoint is None and isinstance(path, str) and "::" in path:
+        checkpoint = get_config(path if path.endswith(".py") else f"{path}.py", True).model_path
+    if checkpoint is None:
+        raise ConfigError(
+            f"Teacher {name!r} has no 'checkpoint': an untrained teacher teaches nothing. Give the "
+            "path of its trained weights."
+        )
+    scope = cfg.get("default_scope") or DefaultScope.get_current_instance().scope_name
+    with DefaultScope.overwrite_default_scope(scope):
+        model = MODELS.build(cfg.model)
+    sha256 = load_weights(
+        model,
+        _local_checkpoint(checkpoint),
+        strict=config.get("strict", True),
+        safe_globals=SAFE_GLOBALS,
+    )
+    ours, theirs = (getattr(m, "data_preprocessor", None) for m in (student, model))
+    alike = ours is None or theirs is None or _normalise_alike(ours, theirs)
+    return FrozenTeacher(
+        model,
+        precision=config.get("precision"),
+        compile=config.get("compile", False),
+        preprocess=None if alike else _OwnNormalisation(ours, theirs),
+        sha256=sha256,
+        source=str(checkpoint),
+    )

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("mmengine")
+pytest.importorskip("rich")
+
+from rich.console import Console
+
+from taskdistill.tasks.openmm.demo.jobs import Job, JobState
+from taskdistill.tasks.openmm.demo.progress import Progress
+
+
+def states() -> list[JobState]:
+    job = Job("alone-0", (), Path("x"), 12, Path("y"), "q", "s")
+    waiting = JobState(Job("distilled-0", (), Path("x"), 12, Path("y"), "q", "s"))
+    running = JobState(
+        job, "running", 0.5, seconds=75.0, position="epoch 6/12", loss=1.25, metric=0.125
+    )
+    return [running, waiting]
+
+
+def show(terminal: bool, *updates: float | None, interval: float = 0.0) -> str:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=120)
+    with Progress(console, "mIoU", interval) as progress:
+        progress.note("[brackets] stay")
+        for seconds in updates:
+            progress.update(states(), seconds)
+    return out.getvalue()
+
+
+def test_plain_lines():
+    lines = show(False, None, 90.0).splitlines()
+    assert lines[0] == "[00:00] [brackets] stay"
+    assert lines[1] == (
+        "[00:00] alone-0 50% epoch 6/12 loss 1.250 mIoU 0.125 | 0 of 2 runs finished | "
+        "estimating the time left"
+    )
+    assert lines[2].endswith("| about 1 min 30 s left")
+
+
+def test_plain_lines_are_rare():
+    assert len(show(False, 1.0, 2.0, 3.0, interval=60.0).splitlines()) == 2
+
+
+def test_live_table():
+    text = show(True, 90.0)
+    for part in (
+        "alone-0",
+        "distilled-0",
+        "waiting",
+        "50%",
+        "epoch 6/12",
+        "1.250",
+        "0.125",
+        "left",
+    ):
+        assert part in text

@@ -1,0 +1,99 @@
+"""Train a teacher, a student alone and a student distilled; end with a table and a report."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import shlex
+import signal
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from taskdistill.core.errors import DistillError
+
+ROOT = Path(__file__).resolve().parents[1]
+TASKS = {"detection": "taskdistill.tasks.detection.demo:DetectionDemo"}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="Interrupted, the same command continues where it stopped.",
+    )
+    parser.add_argument("--task", choices=sorted(TASKS), default="detection")
+    parser.add_argument("--seeds", type=_positive, default=1, help="students of each kind")
+    parser.add_argument(
+        "--work-dir", type=Path, help="logs, checkpoints, report (default: work_dirs/demo/TASK)"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=lambda text: None if text == "auto" else _positive(text),
+        help="training processes at once (default: auto, one a core)",
+    )
+    parser.add_argument(
+        "--epochs", type=_positive, help="epochs of every run, instead of the configs' own"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="forget earlier runs in the work folder"
+    )
+    return parser.parse_args(argv)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
+    return int(text)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the demo; return the exit status."""
+    args = parse_args(argv)
+    # Ended by the system or by a closed terminal, stop the training processes as for Ctrl-C.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    command = shlex.join(["python", *(sys.argv if argv is None else ["tools/demo.py", *argv])])
+    try:
+        # Imported late: they take seconds, which --help and a mistyped option need not wait for.
+        # What they print about optional parts is of no use here.
+        with redirect_stdout(io.StringIO()):
+            from taskdistill.tasks.openmm.demo import DemoOptions, run_demo
+
+            module, _, name = TASKS[args.task].partition(":")
+            task = getattr(importlib.import_module(module), name)()
+        options = DemoOptions(
+            root=ROOT,
+            work_dir=(args.work_dir or Path("work_dirs") / "demo" / args.task).resolve(),
+            seeds=args.seeds,
+            jobs=args.jobs,
+            epochs=args.epochs,
+            fresh=args.fresh,
+            command=command,
+        )
+        run_demo(task, options, console)
+    except DistillError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            f"\nStopped. The same command continues from the last checkpoints:\n  {command}",
+            file=sys.stderr,
+        )
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
