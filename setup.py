@@ -41,7 +41,8 @@ class BuildWithMim(build_py):
         mim = package / ".mim"
         mim.mkdir()
         (mim / "model-index.yml").write_text(MODEL_INDEX)
-        skip = shutil.ignore_patterns("__pycache__", "*.pyc")
+        # install.py works on a checkout only.
+        skip = shutil.ignore_patterns("__pycache__", "*.pyc", "install.py")
         for folder in MIM_FOLDERS:
             shutil.copytree(ROOT / folder, mim / folder, ignore=skip)
 

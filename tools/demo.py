@@ -60,7 +60,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     # Ended by the system or by a closed terminal, stop the training processes as for Ctrl-C.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup asks to survive the terminal
+            signal.signal(number, _interrupt)
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)

@@ -350,26 +350,23 @@ class Installer:
     def import_check(self) -> None:
         installed = [f"{name} {version}" for name, version in sorted(self.env.versions.items())]
         stamp = self.env.stamp("imports", *self.extras, *installed)
-        if stamp.exists():
+        if stamp.exists() and not self.worked:
             return
+        stamp.unlink(missing_ok=True)
         start = self.announce("import check", "10 seconds")
-        wanted = [
-            "",
-            *(["mm", "nlp", "gan", *self.extras] if "all" in self.extras else self.extras),
-        ]
-        modules = dict.fromkeys(name for extra in wanted for name in MODULES.get(extra, ()))
-        for module in modules:
-            complaint = self.env.check(f"import warnings; import {module}")
-            if complaint:
-                hint = ""
-                if module == "cv2":
-                    name = "opencv-python-headless"
-                    hint = (
-                        "\nThe two opencv packages overwrite each other. Put the one that needs no "
-                        f"display libraries on top:\n{self.env.python} -m pip install "
-                        f"--force-reinstall --no-deps {name}=={self.pins[name]}"
-                    )
-                raise InstallError(f"`import {module}` fails:\n{complaint}{hint}")
+        wanted = {"", *self.extras, *(("mm", "nlp", "gan") if "all" in self.extras else ())}
+        modules = dict.fromkeys(m for extra in MODULES if extra in wanted for m in MODULES[extra])
+        complaint = self.env.check(f"import {', '.join(modules)}")
+        if complaint:
+            hint = f"If files are damaged, delete {self.env.folder} and run `make install` again."
+            if "cv2" in complaint:
+                name = "opencv-python-headless"
+                hint = (
+                    "The two opencv packages overwrite each other. Put the one that needs no "
+                    f"display libraries on top:\n{self.env.python} -m pip install "
+                    f"--force-reinstall --no-deps {name}=={self.pins[name]}"
+                )
+            raise InstallError(f"The import check fails:\n{complaint}\n{hint}")
         self.env.set_stamp(stamp)
         self.finish(start)
 

@@ -125,16 +125,12 @@ class _KL(torch.autograd.Function):
         else:
             # "Yes" and "no" are alike, so ask the question to which the teacher's answer is no:
             # t <= 0, and every term below keeps its digits (a softplus of a large t would not).
-            asked_no = teacher > 0
+            flip = torch.copysign(teacher.new_ones(()), -teacher)
             t = -soften(teacher, temperature).abs()
-            s = soften(student, temperature)
-            s = torch.where(asked_no, -s, s)
+            s = soften(student, temperature) * flip
             p_t = t.sigmoid()
-            # log sigmoid(-z) is -softplus(z), without the cut-off of F.softplus.
-            terms = F.logsigmoid(-t).sub_(F.logsigmoid(-s)).add_(p_t * t.sub_(s))
-            values = terms.sum(dim)
-            slope = s.sigmoid_().sub_(p_t)
-            slope = torch.where(asked_no, -slope, slope)
+            values = _softplus(s).sub_(_softplus(t)).add_(t.sub_(s).mul_(p_t)).sum(dim)
+            slope = s.sigmoid_().sub_(p_t).mul_(flip)
         ctx.dim = dim
         ctx.save_for_backward(slope.mul_(temperature))
         # Not in place: torch.compile (2.11) loses the gradient of an output changed in place.
@@ -150,6 +146,11 @@ class _KL(torch.autograd.Function):
             )
         (slope,) = ctx.saved_tensors
         return grad.unsqueeze(ctx.dim) * slope, None, None, None, None
+
+
+def _softplus(logits: Tensor) -> Tensor:
+    # The default threshold, 20, cuts off digits that float64 has.
+    return F.softplus(logits, threshold=40)
 
 
 class KLDivergence(nn.Module):

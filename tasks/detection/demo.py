@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -69,7 +70,10 @@ class DetectionDemo(DemoTask):
         init_default_scope("mmdet")
         settings = copy.deepcopy(cfg.model)
         settings.backbone.pop("init_cfg", None)  # No download of weights that are replaced anyway.
-        model = MODELS.build(settings)
+        with warnings.catch_warnings():
+            # mmdet warns of names that it deprecates and uses itself.
+            warnings.simplefilter("ignore", UserWarning)
+            model = MODELS.build(settings)
         load_weights(model, checkpoint, safe_globals=SAFE_GLOBALS)
         return model.eval()
 

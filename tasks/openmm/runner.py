@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ...core.errors import CheckpointError
-from .teacher import read_mm_checkpoint
+from .teacher import SAFE_GLOBALS, read_mm_checkpoint
 
 __all__ = ["DistillRunner", "latest_checkpoint"]
 
@@ -57,7 +57,8 @@ class DistillRunner(Runner):
         """
         if "://" not in filename:
             read_mm_checkpoint(filename)
-        return super().load_checkpoint(filename, *args, **kwargs)
+        with torch.serialization.safe_globals(SAFE_GLOBALS):
+            return super().load_checkpoint(filename, *args, **kwargs)
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
         """Write a checkpoint beside its place and move it there once it is complete."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlparse
@@ -12,6 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.logging import HistoryBuffer
+from mmengine.optim.scheduler import OneCycleParamScheduler
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
@@ -20,10 +22,24 @@ from ...core.teacher import FrozenTeacher, load_weights, read_checkpoint
 
 __all__ = ["SAFE_GLOBALS", "build_teacher", "read_mm_checkpoint", "read_model_config"]
 
+
+def _scheduler_attribute(owner: Any, name: str) -> Any:
+    """Stand in for ``getattr`` while a checkpoint is read.
+
+    mmengine's histories and one-cycle schedulers save some of their own functions, which pickle
+    writes as attributes of the class; nothing else may be looked up.
+    """
+    if owner not in (HistoryBuffer, OneCycleParamScheduler):
+        raise pickle.UnpicklingError(f"global getattr({owner!r}, {name!r}) is refused")
+    return getattr(owner, name)
+
+
 # What mmengine puts into a checkpoint beside tensors: scalar histories and numpy numbers. None of
 # these runs code of the file when rebuilt. Older files name numpy's modules by their old path.
 SAFE_GLOBALS: list[Any] = [
     HistoryBuffer,
+    OneCycleParamScheduler,
+    (_scheduler_attribute, "builtins.getattr"),
     np.ndarray,
     np.dtype,
     *(type(np.dtype(kind)) for kind in "fdlqiIbB?"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import tempfile
 import xml.etree.ElementTree as ET
@@ -52,14 +53,17 @@ def _image_ids(root: Path, split: str) -> list[str]:
 
 
 def _number(path: Path, parent: ET.Element, tag: str) -> float:
-    text = parent.findtext(tag)
+    text = parent.findtext(tag, "")
     try:
-        return float(text)  # type: ignore[arg-type]  # None is answered below
-    except (TypeError, ValueError):
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
         raise DataError(
             f"{path}: expected a number in <{parent.tag}><{tag}>, got {text!r}. Correct the file, "
             "or take the image out of its list in ImageSets/Main."
-        ) from None
+        )
+    return value
 
 
 def _read_xml(path: Path) -> ET.Element:
@@ -126,7 +130,7 @@ def voc_to_coco(
                 raise DataError(f"{path}: an object {label!r} has no <bndbox>. Correct the file.")
             x1, y1, x2, y2 = (_number(path, box, k) - 1 for k in ("xmin", "ymin", "xmax", "ymax"))
             w, h = x2 - x1, y2 - y1
-            if not (w >= 1 and h >= 1):
+            if w < 1 or h < 1:
                 degenerate += 1
                 continue
             annotations.append(

@@ -131,14 +131,14 @@ def _sources(split: str, seed: int) -> tuple[dict[int, list[Image.Image]], list[
         ) from error
 
     train = split == "train"
-    digits = load_digits()
-    order = np.random.default_rng(seed).permutation(len(digits.images))
+    grids, labels = load_digits(return_X_y=True)  # (1797, 64), 0 to 16
+    order = np.random.default_rng(seed).permutation(len(grids))
     cut = int(_TRAIN_DIGITS * len(order))
     by_class: dict[int, list[Image.Image]] = {label: [] for label in range(10)}
     for i in order[:cut] if train else order[cut:]:
         # A margin of two empty cells lets rotated corners and the interpolation run out to zero.
-        grid = np.pad(digits.images[i] * (255 / 16), 2).astype(np.uint8)
-        by_class[int(digits.target[i])].append(Image.fromarray(grid))
+        grid = np.pad(grids[i].reshape(8, 8) * (255 / 16), 2).astype(np.uint8)
+        by_class[int(labels[i])].append(Image.fromarray(grid))
 
     photos = []
     for array in load_sample_images().images:
@@ -251,7 +251,9 @@ def _log_uniform(rng: _Rng, low: float, high: float) -> float:
     return math.exp(rng.uniform(math.log(low), math.log(high)))
 
 
-def _add_digit(rng: _Rng, canvas: _Canvas, grids: dict[int, list[Image.Image]], o: SceneOptions):
+def _add_digit(
+    rng: _Rng, canvas: _Canvas, grids: dict[int, list[Image.Image]], o: SceneOptions
+) -> None:
     side = canvas.side
     label = int(rng.integers(10))
     grid = _pick(rng, grids[label])
@@ -314,6 +316,7 @@ def _add_clutter(
     side = canvas.side
     size = _log_uniform(rng, *o.digit_size) * side
     kind = _pick(rng, ["stroke", "scrambled", "patch"])
+    y = x = height = width = 0  # of a patch
     for _ in range(_ATTEMPTS):
         if kind == "stroke":
             ink = _stroke(rng, side, size)
@@ -561,10 +564,10 @@ def prepare_from_config(scenes: dict[str, Any]) -> Path:
         DataError: If a name is unknown, or as :func:`prepare` does.
 
     Example:
-        >>> prepare_from_config({"sise": 64})
+        >>> prepare_from_config({"sizes": 64})
         Traceback (most recent call last):
         ...
-        taskdistill.core.errors.DataError: The digit scenes have no 'sise'. Did you mean 'size'?
+        taskdistill.core.errors.DataError: The digit scenes have no 'sizes'. Did you mean 'size'?
     """
     known = {"root", "train", "val", "size", "seed", "options"}
     options = dict(scenes.get("options") or {})

@@ -474,7 +474,8 @@ def seconds_left(states: Iterable[JobState], slots: int, closing: float = 0.0) -
         rate = sum(rates) / len(rates)
         for state in states:
             expected = rate * state.job.effort * (1.0 - state.fraction)
-            left.setdefault(state.job.name, expected)
+            # A job that has begun but logged nothing yet uses its time up, though never all of it.
+            left.setdefault(state.job.name, max(expected - state.run_seconds, 0.2 * expected))
     return _play(states, left, slots) + closing
 
 

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import json
 import platform
+import shlex
 import shutil
 import sys
 import time
@@ -253,7 +254,11 @@ def plan(configs: Mapping[str, Config], options: DemoOptions, metric: str) -> li
     teacher = add(TEACHER, TEACHER_SEED, 2.0, (), {})
     for seed in range(options.seeds):
         add(ALONE, seed, 1.0, (), {})
-    link = {"distill.teacher.checkpoint": str(teacher.checkpoint)}
+    # Both in full: the paths in the config hold for one folder to start from.
+    link = {
+        "distill.teacher.config": str(configs[TEACHER].filename),
+        "distill.teacher.checkpoint": str(teacher.checkpoint),
+    }
     for seed in range(options.seeds):
         add(DISTILLED, seed, 1.5, (teacher.name,), link)
     return jobs
@@ -553,7 +558,7 @@ def _sections(
         page.Listing(f"Config {names[role]}, with all it inherits", cfg.pretty_text)
         for role, cfg in configs.items()
     ]
-    commands = "\n\n".join(" ".join(job.command) for job in jobs)
+    commands = "\n\n".join(shlex.join(job.command) for job in jobs)
     sections.append(
         page.Section(
             "How it was made",

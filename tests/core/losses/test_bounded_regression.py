@@ -43,8 +43,9 @@ def test_golden(golden_boxes: Boxes, margin: float, expected: float, active: int
 def test_equals_the_definition(rows: int, margin: float, seed: int):
     generator = torch.Generator().manual_seed(seed)
     boxes = torch.randn(3, rows, 4, generator=generator, dtype=torch.float64)
-    value = bounded_regression(*boxes, margin=margin).item()
-    assert value == pytest.approx(slow(*boxes, margin), rel=1e-12)
+    student, teacher, target = boxes
+    value = bounded_regression(student, teacher, target, margin=margin).item()
+    assert value == pytest.approx(slow(student, teacher, target, margin), rel=1e-12)
 
 
 def test_a_larger_margin_never_switches_a_box_off(golden_boxes: Boxes):

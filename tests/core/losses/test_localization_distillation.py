@@ -49,7 +49,7 @@ def test_golden(golden_edges: Edges):
 def test_equals_the_definition(rows: int, bins: int, temperature: float, seed: int):
     generator = torch.Generator().manual_seed(seed)
     pair = 2 * torch.randn(2, rows, 4, bins, generator=generator, dtype=torch.float64)
-    expected = slow(*pair, temperature)
+    expected = slow(pair[0], pair[1], temperature)
     value = localization_distillation(*pair, temperature=temperature)
     assert value.item() == pytest.approx(expected, rel=1e-8)
     flat = localization_distillation(*pair.flatten(2), temperature=temperature, bins=bins)

@@ -21,7 +21,7 @@ from mmengine.runner import Runner
 from taskdistill.core.errors import DataError
 from taskdistill.tasks.detection.data import bccd
 from taskdistill.tasks.detection.data.datasets import BCCD, DigitScenes
-from taskdistill.tasks.detection.data.digit_scenes import compose_scene
+from taskdistill.tasks.detection.data.digit_scenes import SceneOptions, compose_scene
 
 CONFIGS = Path(__file__).parents[4] / "configs" / "detection" / "_base_"
 
@@ -70,8 +70,6 @@ def test_digit_scenes_config_gives_the_composed_scenes(digits):
     assert isinstance(dataset, DigitScenes) and len(dataset) == 8
     assert dataset.metainfo["classes"] == tuple("0123456789")
     assert len(dataset.metainfo["palette"]) == 10
-    from taskdistill.tasks.detection.data.digit_scenes import SceneOptions
-
     for i in range(8):
         sample = dataset[i]
         image, expected = compose_scene("train", i, 64, options=SceneOptions(empty=0.5))
@@ -137,7 +135,11 @@ def test_empty_scenes_are_kept_and_train(digits):
                 "loss_dfl": {"type": "DistributionFocalLoss"},
                 "loss_bbox": {"type": "GIoULoss"},
             },
-            "train_cfg": {"assigner": {"type": "ATSSAssigner", "topk": 9}, "allowed_border": -1},
+            "train_cfg": {
+                "assigner": {"type": "ATSSAssigner", "topk": 9},
+                "allowed_border": -1,
+                "pos_weight": -1,
+            },
         }
     )
     for batch in (samples, empty):

@@ -288,14 +288,17 @@ def test_an_interrupted_run_leaves_no_set(tmp_path):
     check_coco(prepare(tmp_path, **SMALL) / "train.json", prepare(tmp_path, **SMALL) / "train")
 
 
+def _prepare_and_die(root: str) -> None:
+    prepare(root, **SMALL, progress=lambda done, total: os._exit(9) if done == 7 else None)
+
+
 def test_what_a_killed_run_left_is_no_obstacle(tmp_path):
-    code = (
-        "import os, sys; from taskdistill.tasks.detection.data.digit_scenes import prepare;"
-        "prepare(sys.argv[1], train=6, val=3, size=48, "
-        "progress=lambda done, total: os._exit(9) if done == 7 else None)"
+    process = multiprocessing.get_context("fork").Process(
+        target=_prepare_and_die, args=(str(tmp_path),)
     )
-    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True)
-    assert killed.returncode == 9
+    process.start()
+    process.join(timeout=60)
+    assert process.exitcode == 9
     assert visible_digits(tmp_path) == [] and list(tmp_path.glob(".*.partial"))
     folder = prepare(tmp_path, **SMALL)
     assert checksums(folder) == checksums(prepare(tmp_path / "fresh", **SMALL))

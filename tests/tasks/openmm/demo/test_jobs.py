@@ -259,6 +259,14 @@ def test_seconds_left_plays_the_queue_through(tmp_path):
     assert seconds_left(finished, slots=1) == 0.0
 
 
+def test_seconds_left_shrinks_before_the_first_log_line(tmp_path):
+    known = JobState(make_job(tmp_path, "a"), "finished", fraction=1.0, seconds=100.0)
+    silent = JobState(make_job(tmp_path, "b"), "running", run_seconds=30.0)
+    assert seconds_left([known, silent], slots=1) == pytest.approx(70.0)
+    silent.run_seconds = 1000.0
+    assert seconds_left([known, silent], slots=1) == pytest.approx(20.0)
+
+
 def test_seconds_left_of_a_continued_job_counts_only_what_this_process_did(tmp_path):
     state = JobState(make_job(tmp_path, "a"), "running", 0.75, 0.5, 500.0, 25.0)
     assert seconds_left([state], slots=1) == pytest.approx(25.0)

@@ -125,7 +125,11 @@ def test_from_nothing_to_the_report(root):
 
     told = json.loads((work_dir / "distilled-1" / "options.json").read_text())
     teacher = work_dir / "teacher" / "epoch_3.pth"
-    assert told == ["randomness.seed=1", f"distill.teacher.checkpoint={teacher}"]
+    assert told == [
+        "randomness.seed=1",
+        f"distill.teacher.config={root / 'configs' / 'fake' / 'demo' / 'teacher.py'}",
+        f"distill.teacher.checkpoint={teacher}",
+    ]
     assert json.loads((work_dir / "alone-1" / "options.json").read_text()) == ["randomness.seed=1"]
 
     more, text = run(root, seeds=3)
