@@ -38,6 +38,11 @@ class Adapter(nn.Module):
     Shapes:
         student and teacher in; ``(student, teacher)`` of one common shape out.
 
+    Raises:
+        ConfigError: If the kind is unknown.
+        ShapeError: If the kind does not go with the channels or the layout; when called, if the
+            two tensors do not end in one shape.
+
     Example:
         >>> import torch
         >>> adapter = Adapter(8, 16, dims=4)
@@ -59,12 +64,20 @@ class Adapter(nn.Module):
                 f"Student has {student_channels} channels, teacher {teacher_channels}, and "
                 "adapter='none' forbids a projection; use adapter='auto'."
             )
+        if kind == "conv3x3" and dims != 4:
+            raise ShapeError(
+                "adapter='conv3x3' needs a grid (B, C, H, W) on one side, but both are "
+                f"{'(B, C)' if dims == 2 else '(B, N, C)'}; use adapter='conv1x1', which is a "
+                "linear map there."
+            )
         self.kind = kind
         self.project: nn.Module = nn.Identity()
         if kind in ("conv1x1", "conv3x3") or student_channels != teacher_channels:
             if dims == 4:
                 size = 3 if kind == "conv3x3" else 1
-                self.project = nn.Conv2d(student_channels, teacher_channels, size, padding=size // 2)
+                self.project = nn.Conv2d(
+                    student_channels, teacher_channels, size, padding=size // 2
+                )
             else:
                 self.project = nn.Linear(student_channels, teacher_channels)
 
@@ -72,7 +85,8 @@ class Adapter(nn.Module):
         student, teacher = _same_layout(student, teacher)
         if student.ndim == 4 and student.shape[-2:] != teacher.shape[-2:]:
             # Pool the larger to the smaller: pooling invents nothing, interpolation would.
-            size = [min(a, b) for a, b in zip(student.shape[-2:], teacher.shape[-2:], strict=True)]
+            (h, w), (th, tw) = student.shape[-2:], teacher.shape[-2:]
+            size = (min(h, th), min(w, tw))
             student = F.adaptive_avg_pool2d(student, size)
             teacher = F.adaptive_avg_pool2d(teacher, size)
         student = self.project(student)
@@ -146,6 +160,6 @@ def _to_grid(tokens: Tensor, grid: Tensor) -> Tensor:
         if h and cells % h == 0 and (cells // h) * height == h * width:
             return tokens[:, extra:].transpose(1, 2).reshape(tokens.shape[0], -1, h, cells // h)
     raise ShapeError(
-        f"{count} tokens cannot be laid out as a grid of the aspect {height}x{width}; tap a layer "
-        "whose tokens cover the image evenly."
+        f"{count} tokens of {tuple(tokens.shape)} cannot be laid out as a grid of the aspect "
+        f"{height}x{width} of {tuple(grid.shape)}; tap a layer whose tokens cover the image evenly."
     )

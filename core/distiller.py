@@ -13,7 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from .adapters import describe, make_adapter
-from .errors import ConfigError, NonFiniteLossError, ShapeError, TapError, did_you_mean
+from .errors import (
+    ConfigError,
+    DistillError,
+    NonFiniteLossError,
+    ShapeError,
+    TapError,
+    TeacherError,
+    did_you_mean,
+)
 from .recipe import OUTPUTS, Pair, Progress, Recipe
 from .taps import Captured, Taps
 from .teacher import FrozenTeacher
@@ -92,7 +100,8 @@ class Distiller(nn.Module):
 
     Raises:
         TapError: If a tap names no module.
-        ConfigError: If a pair names an unknown teacher.
+        ConfigError: If a pair names an unknown teacher, or asks of its loss what it cannot do.
+        TeacherError: If a teacher is the student, or shares parameters that train with it.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -115,6 +124,10 @@ class Distiller(nn.Module):
         super().__init__()
         self.recipe = recipe if isinstance(recipe, Recipe) else Recipe.from_config(recipe)
         teachers = teacher if isinstance(teacher, Mapping) else {"teacher": teacher}
+        if not teachers:
+            raise ConfigError("There is no teacher: the mapping of teachers is empty.")
+        for name, candidate in teachers.items():
+            _check_apart(student, candidate, name)
         self.teachers: dict[str, FrozenTeacher] = {
             name: t if isinstance(t, FrozenTeacher) else FrozenTeacher(t)
             for name, t in teachers.items()
@@ -139,6 +152,8 @@ class Distiller(nn.Module):
             name: set(inspect.signature(loss.forward).parameters)
             for name, loss in self.losses.items()
         }
+        for pair in self.recipe.pairs:
+            self._check_arguments(pair)
         self.is_set_up = False
 
     # -- what it needs -------------------------------------------------------------------------
@@ -151,6 +166,20 @@ class Distiller(nn.Module):
     def pairs_of(self, teacher: str) -> list[Pair]:
         """The pairs that one teacher serves."""
         return [p for p in self.recipe.pairs if self._teacher_of(p) == teacher]
+
+    def _check_arguments(self, pair: Pair) -> None:
+        """Tell before training what the pair's loss cannot be given, or would not use."""
+        takes, loss = self._forward_args[pair.name], type(self.losses[pair.name]).__name__
+        if pair.region is not None and not {"weight", "total"} <= takes:
+            raise ConfigError(
+                f"Pair {pair.name!r} is limited to region {pair.region!r}, but {loss} takes no "
+                "'weight' per position and 'total'."
+            )
+        if "target" in takes and not pair.is_output:
+            raise ConfigError(
+                f"Pair {pair.name!r}: {loss} compares with the ground truth, which only outputs "
+                f"('{OUTPUTS}NAME') have; {pair.student!r} is a tap."
+            )
 
     def _teacher_of(self, pair: Pair) -> str:
         name = pair.of or next(iter(self.teachers))
@@ -204,11 +233,18 @@ class Distiller(nn.Module):
     ) -> tuple[Any, dict[str, Term]]:
         """Run the student and every teacher on the same inputs.
 
+        Runs :meth:`setup` on them first where that has not been done.
+
         Returns:
             The student's output and the terms by name.
         """
         if not self.is_set_up:
             self.setup(self.student, lambda name: self.teachers[name].model, *args, **kwargs)
+            if any(True for _ in self.adapters.parameters()):
+                logger.warning(
+                    "Adapters with parameters were made in the first forward. An optimizer made "
+                    "before it does not train them: call Distiller.setup before making it."
+                )
         with self.watch() as seen:
             output = self.student(*args, **kwargs)
         asked = {name: self.ask(name, *args, **kwargs) for name in self.teachers}
@@ -240,7 +276,7 @@ class Distiller(nn.Module):
         for pair, factor in zip(self.recipe.pairs, self.recipe.factors(progress), strict=True):
             if factor == 0.0:
                 touch = [p.sum() * 0.0 for p in self._parameters_of(pair)]
-                zero = torch.stack(touch).sum() if touch else torch.zeros(())
+                zero = torch.stack(touch).sum() if touch else torch.zeros((), device=self._device)
                 found[pair.name] = Term(zero.detach(), zero)
                 continue
             raw = (
@@ -264,15 +300,15 @@ class Distiller(nn.Module):
                 f"teacher's {pair.teacher} is {tuple(teacher.shape)}."
             )
         extra: dict[str, Any] = {}
-        takes = self._forward_args[pair.name]
-        if "target" in takes:
+        if "target" in self._forward_args[pair.name]:
             extra["target"] = _lookup(context.targets, pair.student.removeprefix(OUTPUTS), "target")
         if pair.region is not None:
             region = _lookup(context.regions, pair.region, "region")
-            if "weight" not in takes:
-                raise ConfigError(
-                    f"Pair {pair.name!r} is limited to region {pair.region!r}, but "
-                    f"{type(self.losses[pair.name]).__name__} takes no weight per position."
+            if region.weight.shape != student.shape[:1]:
+                raise ShapeError(
+                    f"Pair {pair.name!r}: region {pair.region!r} has weights of shape "
+                    f"{tuple(region.weight.shape)}, expected one for each of the "
+                    f"{len(student)} positions of {pair.student} {tuple(student.shape)}."
                 )
             total = region.weight.sum() if region.total is None else region.total
             # Only the positions that count go through the loss: a few hundred of many thousand.
@@ -283,18 +319,26 @@ class Distiller(nn.Module):
         return self.losses[pair.name](student, teacher, **extra)
 
     def _compare_taps(self, pair: Pair, student: Captured, teacher: Captured) -> Tensor:
+        if pair.name not in self.adapters:
+            raise DistillError(
+                f"Pair {pair.name!r} has no adapters yet. Call Distiller.setup with an example "
+                "batch before training."
+            )
         tensors = self._match(pair, student, teacher)
-        adapters = self.adapters[pair.name] if pair.name in self.adapters else None
+        adapters = list(self.adapters[pair.name].children())
+        if len(adapters) != len(tensors):
+            raise ShapeError(
+                f"Pair {pair.name!r}: {pair.student!r} gives {len(tensors)} tensors, but gave "
+                f"{len(adapters)} in Distiller.setup. Run setup on a batch like those of training."
+            )
         values = []
-        for index, (s, t) in enumerate(tensors):
+        for adapter, (s, t) in zip(adapters, tensors, strict=True):
             if torch.is_grad_enabled() and not s.requires_grad:
                 raise TapError(
                     f"Pair {pair.name!r}: no gradient reaches the student's {pair.student!r} (a "
                     "frozen stage?), so the pair could teach nothing. Tap a layer that is trained."
                 )
-            if isinstance(adapters, nn.ModuleList):
-                s, t = adapters[index](s, t)
-            values.append(self.losses[pair.name](s, t))
+            values.append(self.losses[pair.name](*adapter(s, t)))
         return torch.stack(values).mean()
 
     def _match(
@@ -341,7 +385,6 @@ class Distiller(nn.Module):
         """
         cpu = torch.random.get_rng_state()
         modes = {module: module.training for module in self.student.modules()}
-        device = next((p.device for p in self.student.parameters()), torch.device("cpu"))
         try:
             with torch.no_grad():
                 self.student.eval()
@@ -361,12 +404,20 @@ class Distiller(nn.Module):
             for module, mode in modes.items():
                 module.training = mode
             torch.random.set_rng_state(cpu)
-        self.adapters.to(device)
-        self.losses.to(device)
+        # Of the parameters' precision, not the tensors': those may come from an autocast.
+        dtypes = (p.dtype for p in self.student.parameters() if p.dtype.is_floating_point)
+        self.adapters.to(self._device, next(dtypes, None))
+        self.losses.to(self._device)
         self.is_set_up = True
 
+    @property
+    def _device(self) -> torch.device:
+        return next((p.device for p in self.student.parameters()), torch.device("cpu"))
+
     @staticmethod
-    def _observe_stable(taps: Taps, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Captured:
+    def _observe_stable(
+        taps: Taps, call: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Captured:
         with taps.capture() as captured:
             call(*args, **kwargs)
         if mutated := captured.mutated():
@@ -389,6 +440,16 @@ class Distiller(nn.Module):
             made.append(adapter)
             logger.info("Pair %s[%d]: %s.", pair.name, index, describe(adapter, s, t))
         self.adapters[pair.name] = made
+
+
+def _check_apart(student: nn.Module, teacher: nn.Module | FrozenTeacher, name: str) -> None:
+    model = teacher.model if isinstance(teacher, FrozenTeacher) else teacher
+    trained = {id(p) for p in student.parameters() if p.requires_grad}
+    if model is student or any(id(p) in trained for p in model.parameters()):
+        raise TeacherError(
+            f"Teacher {name!r} has parameters of the student in training, which freezing the "
+            "teacher would stop. Give it a copy: copy.deepcopy(student)."
+        )
 
 
 def _lookup(values: Mapping[str, Any], name: str, what: str) -> Any:

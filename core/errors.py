@@ -67,5 +67,9 @@ def did_you_mean(name: str, candidates: Iterable[str], limit: int = 3) -> str:
         >>> did_you_mean("zzz", ["neck"])
         ''
     """
-    near = difflib.get_close_matches(name, list(candidates), n=limit, cutoff=0.5)
+    spelt: dict[str, list[str]] = {}  # `kldivergence` is as near to `KLDivergence` as can be
+    for candidate in dict.fromkeys(candidates):
+        spelt.setdefault(candidate.lower(), []).append(candidate)
+    close = difflib.get_close_matches(name.lower(), spelt, n=limit, cutoff=0.5)
+    near = [candidate for key in close for candidate in spelt[key]][:limit]
     return f" Did you mean {', '.join(map(repr, near))}?" if near else ""

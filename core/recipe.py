@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from torch import nn
@@ -72,10 +73,11 @@ class Pair:
         loss: Name of a class of :mod:`taskdistill.core.losses`, ``"package.module:Class"``, or a
             module.
         teacher: Tap on the teacher; the student's by default.
-        weight: Factor on the loss.
+        weight: Factor on the loss, >= 0.
         name: How it is called in the log; made from the loss and the region by default.
-        of: Which teacher, where there are several.
-        region: Positions to compare, named by the task (detection: ``"main"``, ``"vlr"``, ...).
+        of: Which teacher, where there are several; the first by default.
+        region: Positions of an output to compare, named by the task (detection: ``"main"``,
+            ``"vlr"``, ...).
         adapter: ``"auto"``, ``"conv1x1"``, ``"conv3x3"`` or ``"none"``; see :mod:`.adapters`.
         start: Active from here, in the recipe's unit.
         stop: Active until here; ``None`` is the end.
@@ -106,16 +108,26 @@ class Pair:
             ConfigError: If a key is missing, has the wrong type, or the loss takes no such
                 argument.
         """
-        known = {f.name for f in fields(cls)} - {"options"}
+        known = set(_PAIR_KEYS)
+        if not isinstance(config, Mapping):
+            raise ConfigError(f"A pair is dict(student=..., loss=..., ...), not {config!r}.")
         for key in ("student", "loss"):
             if key not in config:
-                raise ConfigError(f"Pair {dict(config)} has no {key!r}.")
+                near = did_you_mean(key, [k for k in config if k not in known])
+                raise ConfigError(f"Pair {dict(config)} has no {key!r}.{near}")
         own = {key: config[key] for key in known & set(config)}
         options = {key: value for key, value in config.items() if key not in known}
-        pair = cls(**own, options=options)
-        pair = _replace(pair, teacher=pair.teacher or pair.student)
-        _check_pair(pair, known)
-        return _replace(pair, name=pair.name or _default_name(pair))
+        return cls(**own, options=options).completed()
+
+    def completed(self) -> Pair:
+        """Check the pair and fill in the teacher's tap and the name where they are left out.
+
+        Raises:
+            ConfigError: If anything in it cannot be meant.
+        """
+        pair = replace(self, teacher=self.teacher or self.student)
+        _check_pair(pair)
+        return replace(pair, name=pair.name or _default_name(pair))
 
     def build_loss(self) -> nn.Module:
         """Make the loss module."""
@@ -139,7 +151,7 @@ class Pair:
             return 0.0
         if now < self.start or (self.stop is not None and now >= self.stop):
             return 0.0
-        ramp = 1.0 if self.warmup <= 0 else min(1.0, (now - self.start) / self.warmup)
+        ramp = 1.0 if self.warmup == 0 else min(1.0, (now - self.start) / self.warmup)
         return self.weight * ramp
 
 
@@ -160,7 +172,7 @@ class Recipe:
     @classmethod
     def from_config(
         cls,
-        pairs: Iterable[Mapping[str, Any]],
+        pairs: Iterable[Mapping[str, Any] | Pair],
         unit: str = "epoch",
         stages: Sequence[Mapping[str, Any]] = (),
     ) -> Recipe:
@@ -181,14 +193,10 @@ class Recipe:
             raise ConfigError("The recipe has no pairs: nothing would be distilled.")
         made = tuple(_stage(stage) for stage in stages)
         names = [stage.name for stage in made]
-        ends = [stage.until for stage in made]
-        if any(end is None for end in ends[:-1]) or sorted(e for e in ends if e is not None) != [
-            e for e in ends if e is not None
-        ]:
-            raise ConfigError(f"Stages must end one after another ('until'), but they end at {ends}.")
+        _check_stages(made)
         unique: list[Pair] = []
         for config in pairs:
-            pair = config if isinstance(config, Pair) else Pair.from_config(config)
+            pair = config.completed() if isinstance(config, Pair) else Pair.from_config(config)
             if pair.stage is not None and pair.stage not in names:
                 raise ConfigError(
                     f"Pair {pair.name!r} is for stage {pair.stage!r}, but the stages are {names}."
@@ -197,7 +205,7 @@ class Recipe:
             name, count = pair.name, 2
             while name in taken:
                 name, count = f"{pair.name}_{count}", count + 1
-            unique.append(_replace(pair, name=name))
+            unique.append(replace(pair, name=name))
         return cls(tuple(unique), unit, made)
 
     def now(self, progress: Progress) -> float:
@@ -238,24 +246,24 @@ def resolve_loss(name: str) -> type[nn.Module]:
         module, _, attribute = name.partition(":")
         try:
             found = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise ConfigError(f"Loss {name!r} cannot be imported: {error}.") from error
-    else:
-        found = getattr(_losses, name, None)
-    if not (inspect.isclass(found) and issubclass(found, nn.Module)):
-        classes = [n for n in _losses.__all__ if inspect.isclass(getattr(_losses, n))]
+        if not (inspect.isclass(found) and issubclass(found, nn.Module)):
+            raise ConfigError(f"Loss {name!r} is no class derived from torch.nn.Module: {found!r}.")
+        return found
+    classes = [n for n in _losses.__all__ if inspect.isclass(getattr(_losses, n))]
+    if name not in classes:
         raise ConfigError(
-            f"There is no loss {name!r}.{did_you_mean(name, classes)} Known: {', '.join(classes)}."
+            f"There is no loss {name!r}.{did_you_mean(name, classes)} Known: {', '.join(classes)}. "
+            "One of your own is written 'package.module:Class'."
         )
-    return found
-
-
-def _replace(pair: Pair, **changes: Any) -> Pair:
-    return Pair(**{**{f.name: getattr(pair, f.name) for f in fields(Pair)}, **changes})
+    return getattr(_losses, name)
 
 
 def _stage(config: Mapping[str, Any]) -> Stage:
     known = [f.name for f in fields(Stage)]
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"A stage is dict(name=..., until=...), not {config!r}.")
     for key in config:
         if key not in known:
             raise ConfigError(f"A stage has no {key!r}.{did_you_mean(key, known)}")
@@ -264,41 +272,116 @@ def _stage(config: Mapping[str, Any]) -> Stage:
     return Stage(**config)
 
 
-def _check_pair(pair: Pair, known: Iterable[str]) -> None:
-    if not pair.is_output:
-        Tap.parse(pair.student)
-        Tap.parse(pair.teacher)
-    elif not pair.teacher.startswith(OUTPUTS):
+def _check_stages(stages: Sequence[Stage]) -> None:
+    names = [stage.name for stage in stages]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"Two stages have one name: {names}.")
+    for stage in stages:
+        _check_number(f"task_weight of stage {stage.name!r}", stage.task_weight)
+        if stage.until is not None:
+            _check_number(f"until of stage {stage.name!r}", stage.until)
+    ends = [stage.until for stage in stages]
+    last: float = 0.0
+    for index, end in enumerate(ends):
+        if end is None and index == len(ends) - 1:
+            continue
+        if end is None or end <= last:
+            raise ConfigError(
+                f"Stages must end one after another ('until'), but they end at {ends}."
+            )
+        last = end
+
+
+def _check_number(what: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(f"{what} is {value!r}, which is no number.")
+    if not 0 <= value < math.inf:
+        raise ConfigError(f"{what} is {value!r}; expected a finite number >= 0.")
+
+
+def _check_pair(pair: Pair) -> None:
+    for key in ("student", "teacher", "name"):
+        if not isinstance(getattr(pair, key), str):
+            raise ConfigError(f"{key}={getattr(pair, key)!r} of a pair is no string.")
+    ours, theirs = pair.student, pair.teacher
+    if pair.is_output != theirs.startswith(OUTPUTS):
         raise ConfigError(
-            f"Pair matches the student's {pair.student!r} with the teacher's {pair.teacher!r}; an "
-            "output can only be matched with an output."
+            f"Pair matches the student's {ours!r} with the teacher's {theirs!r}; an output can "
+            "only be matched with an output."
         )
+    if not pair.is_output:
+        Tap.parse(ours)
+        Tap.parse(theirs)
+        if pair.region is not None:
+            raise ConfigError(
+                f"Pair {ours!r} has region={pair.region!r}, but only outputs ('{OUTPUTS}NAME') "
+                "have regions; a tapped tensor is compared everywhere."
+            )
     if pair.adapter not in ADAPTERS:
         raise ConfigError(
-            f"adapter={pair.adapter!r} of pair {pair.student!r} is not one of {ADAPTERS}."
+            f"adapter={pair.adapter!r} of pair {ours!r} is not one of {ADAPTERS}."
+            f"{did_you_mean(str(pair.adapter), ADAPTERS)}"
+        )
+    if pair.is_output and pair.adapter not in ("auto", "none"):
+        raise ConfigError(
+            f"Pair {ours!r} has adapter={pair.adapter!r}, but outputs are compared as they are; "
+            "adapters go with taps."
         )
     for key in ("weight", "start", "warmup", "stop"):
         value = getattr(pair, key)
-        if not (isinstance(value, (int, float)) or (key == "stop" and value is None)):
-            raise ConfigError(f"{key}={value!r} of pair {pair.student!r} is no number.")
-    if isinstance(pair.loss, str):
-        cls = resolve_loss(pair.loss)
-        takes = [p for p in inspect.signature(cls).parameters]
-        for key in pair.options:
-            if key not in takes:
-                raise ConfigError(
-                    f"{key!r} is neither a key of a pair nor an argument of {pair.loss}."
-                    f"{did_you_mean(key, [*takes, *known])} {pair.loss} takes: "
-                    f"{', '.join(takes) or 'nothing'}."
-                )
-        pair.build_loss()  # bad values are told here, before training
-    elif not isinstance(pair.loss, nn.Module):
+        if not (key == "stop" and value is None):
+            _check_number(f"{key} of pair {ours!r}", value)
+    if pair.stop is not None and pair.stop <= pair.start:
+        raise ConfigError(
+            f"Pair {ours!r} would never be active: it stops at {pair.stop}, it starts at "
+            f"{pair.start}."
+        )
+    # Names become keys of modules, of a log and of checkpoints.
+    if pair.name and (not re.fullmatch(r"[\w-]+", pair.name) or hasattr(nn.ModuleDict, pair.name)):
+        raise ConfigError(
+            f"name={pair.name!r} of pair {ours!r} cannot be used. Take letters, digits, '_' and "
+            "'-', and no name of a method of torch.nn.ModuleDict."
+        )
+    _check_loss(pair)
+
+
+def _check_loss(pair: Pair) -> None:
+    if isinstance(pair.loss, nn.Module):
+        if pair.options:
+            raise ConfigError(
+                f"Pair {pair.student!r} has the keys {list(pair.options)}, which are no keys of a "
+                "pair, and its loss is a module made already."
+                f"{did_you_mean(next(iter(pair.options)), _PAIR_KEYS)}"
+            )
+        return
+    if not isinstance(pair.loss, str):
         raise ConfigError(f"loss={pair.loss!r} is neither a name nor a module.")
+    parameters = inspect.signature(resolve_loss(pair.loss)).parameters
+    takes = [n for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+    for key in pair.options:
+        if key not in takes and not takes_any:
+            raise ConfigError(
+                f"{key!r} is neither a key of a pair nor an argument of {pair.loss}."
+                f"{did_you_mean(key, [*takes, *_PAIR_KEYS])} {pair.loss} takes: "
+                f"{', '.join(takes) or 'nothing'}."
+            )
+    try:
+        pair.build_loss()  # bad values are told here, before training
+    except TypeError as error:
+        raise ConfigError(
+            f"{pair.loss} cannot be made from {dict(pair.options)}: {error}."
+        ) from error
+
+
+_PAIR_KEYS = [f.name for f in fields(Pair) if f.name != "options"]
 
 
 def _default_name(pair: Pair) -> str:
     base = pair.loss.split(":")[-1] if isinstance(pair.loss, str) else type(pair.loss).__name__
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", base).lower()
     # mmengine adds up whatever has "loss" in its name, so no name may say it by accident.
-    snake = snake.replace("_loss", "").replace("loss", "")
+    snake = snake.replace("_loss", "").replace("loss", "").strip("_") or "term"
+    if hasattr(nn.ModuleDict, snake):
+        snake = f"{snake}_term"
     return f"{snake}_{pair.region}" if pair.region else snake

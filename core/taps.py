@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .errors import TapError, did_you_mean
@@ -92,17 +93,20 @@ class Tap:
         Raises:
             TapError: If there is none; offers the nearest names.
         """
-        named = dict(model.named_modules())
+        # A module shared under two names answers to both; a glob reads it once. The model itself
+        # has an empty name, which every `*` would match.
         if "*" not in self.path and "?" not in self.path:
+            named = dict(model.named_modules(remove_duplicate=False))
             found = {self.path: named[self.path]} if self.path in named else {}
         else:
+            named = dict(model.named_modules())
             pattern = _glob_to_regex(self.path)
-            found = {name: module for name, module in named.items() if pattern.fullmatch(name)}
+            found = {n: module for n, module in named.items() if n and pattern.fullmatch(n)}
         if not found:
             top = ", ".join(name for name, _ in model.named_children())
             raise TapError(
                 f"No module of {type(model).__name__} is called {self.path!r}."
-                f"{did_you_mean(self.path, named)} Its top-level modules are: {top}."
+                f"{did_you_mean(self.path, named)} Its top-level modules are: {top or 'none'}."
             )
         return found
 
@@ -115,7 +119,7 @@ def _parse_select(spec: str, text: str | None) -> slice | None:
         if len(parts) == 1 and parts[0] is not None:
             index = parts[0]
             return slice(index, index + 1 if index != -1 else None)
-        if 2 <= len(parts) <= 3:
+        if 2 <= len(parts) <= 3 and parts[2:] != [0]:
             return slice(*parts)
     except ValueError:
         pass
@@ -161,7 +165,8 @@ class Captured:
                     raise TapError(
                         f"What {key[0]!r} returned was changed in place after it was read (an "
                         "in-place activation follows). Run `Distiller.setup` once before "
-                        "training, which finds such taps and copies them, or tap the next module."
+                        "training, which finds such taps and copies them. Where it ran, the change "
+                        "happens in training only (an in-place dropout): tap the next module."
                     )
                 values.append(call.value)
         return values
@@ -288,9 +293,14 @@ def _register(
         def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
             record(key, (*args, kwargs))
 
-        return module.register_forward_pre_hook(before, with_kwargs=True)
+        return module.register_forward_pre_hook(_untraced(before), with_kwargs=True)
 
     def after(_module: nn.Module, _args: Any, output: Any) -> None:
         record(key, output)
 
-    return module.register_forward_hook(after)
+    return module.register_forward_hook(_untraced(after))
+
+
+def _untraced(hook: Callable[..., None]) -> Any:
+    # Each capture has new hooks: traced, a compiled model would be compiled anew at every step.
+    return torch.compiler.disable(hook)

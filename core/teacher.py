@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import CheckpointError, ConfigError, TeacherError
-from .taps import Captured, Taps
+from .taps import Captured, Taps, flatten_tensors
 
 __all__ = ["FrozenTeacher", "file_sha256", "load_weights", "read_checkpoint"]
 
@@ -86,7 +88,7 @@ class FrozenTeacher:
 
     def run(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run ``forward`` (the teacher or a method of it) under the contract."""
-        device = next((a.device for a in args if isinstance(a, Tensor)), None)
+        device = next((t.device for t in flatten_tensors((args, kwargs))), None)
         if device is not None and device != self.device:
             self.model.to(device)
         self.model.eval()
@@ -156,6 +158,8 @@ def read_checkpoint(path: str | Path, safe_globals: Sequence[Any] = ()) -> Any:
         CheckpointError: If the file is missing, truncated, no checkpoint, or needs code to load.
     """
     path = Path(path).expanduser()
+    if path.is_dir():
+        raise CheckpointError(f"Checkpoint {str(path)!r} is a folder; give the file in it.")
     if not path.is_file():
         where = "the folder exists" if path.parent.is_dir() else "nor does its folder"
         raise CheckpointError(
@@ -163,18 +167,33 @@ def read_checkpoint(path: str | Path, safe_globals: Sequence[Any] = ()) -> Any:
             "training wrote, or train that model first."
         )
     try:
-        with torch.serialization.safe_globals(list(safe_globals)):
+        with torch.serialization.safe_globals(list(safe_globals)), warnings.catch_warnings():
+            # Of a damaged file torch also says that its pickle protocol is an odd one.
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error)
-        if "GLOBAL" in reason or "global" in reason:
+        if wanted := _refused_global(str(error)):
             raise CheckpointError(
-                f"Checkpoint {str(path)!r} holds more than tensors and plain data; loading it "
-                f"would run code, which is refused. Save its state_dict alone. ({reason[:300]})"
+                f"Checkpoint {str(path)!r} holds more than tensors and plain data: {wanted}. "
+                "Loading that would run code, which is refused. Save its state_dict alone. If it "
+                "should hold nothing else, the file is damaged."
             ) from error
         raise _damaged(path) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, AttributeError) as error:
+    except PermissionError as error:
+        raise CheckpointError(
+            f"Checkpoint {str(path)!r} may not be read by this user. Change its permissions."
+        ) from error
+    except Exception as error:  # damaged bytes make the unpickler fail in any way there is
         raise _damaged(path) from error
+
+
+def _refused_global(reason: str) -> str | None:
+    """The class or function that an unpickler refused, or None where it failed otherwise."""
+    match = re.search(r"GLOBAL (\S+)|global (.+) is refused", reason)
+    if match is None or match[2]:
+        return match and match[2]
+    # Of a file that ends within a name, the rest of it is no name.
+    return match[1] if all(part.isidentifier() for part in match[1].split(".")) else None
 
 
 def _damaged(path: Path) -> CheckpointError:
@@ -215,21 +234,25 @@ def load_weights(
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
             break
-    if not isinstance(state, Mapping) or not any(isinstance(v, Tensor) for v in state.values()):
+    if (
+        not isinstance(state, Mapping)
+        or not any(isinstance(value, Tensor) for value in state.values())
+        or not all(isinstance(name, str) for name in state)
+    ):
         raise CheckpointError(
             f"Checkpoint {str(path)!r} holds no state dict (neither at its top nor under "
             "'state_dict' or 'model')."
         )
-    if all(name.startswith("module.") for name in state):
+    own = model.state_dict()
+    if _parallel(state) and not _parallel(own):
         state = {name.removeprefix("module."): value for name, value in state.items()}
 
-    own = model.state_dict()
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]
     misshapen = [
-        f"{name} (model {tuple(own[name].shape)}, file {tuple(state[name].shape)})"
+        f"{name} (model {_shape(own[name])}, file {_shape(state[name])})"
         for name in own
-        if name in state and own[name].shape != state[name].shape
+        if name in state and _shape(own[name]) != _shape(state[name])
     ]
     if strict and (missing or unexpected or misshapen):
         raise CheckpointError(
@@ -241,12 +264,20 @@ def load_weights(
     fitting = {
         name: value
         for name, value in state.items()
-        if name in own and own[name].shape == value.shape
+        if name in own and _shape(own[name]) == _shape(value)
     }
     if not fitting:
         raise TeacherError(f"Nothing in checkpoint {str(path)!r} fits {type(model).__name__}.")
     model.load_state_dict(fitting, strict=False)
     return file_sha256(Path(path).expanduser())
+
+
+def _parallel(names: Iterable[str]) -> bool:
+    return all(name.startswith("module.") for name in names)
+
+
+def _shape(value: Any) -> tuple[int, ...] | str:
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
 def _listing(what: str, names: Sequence[str], limit: int = 8) -> str:

@@ -17,7 +17,10 @@ from rich.console import Console
 from taskdistill.core.errors import DistillError
 
 ROOT = Path(__file__).resolve().parents[1]
-TASKS = {"detection": "taskdistill.tasks.detection.demo:DetectionDemo"}
+TASKS = {
+    "bccd": "taskdistill.tasks.detection.demo:BccdTable",
+    "detection": "taskdistill.tasks.detection.demo:DetectionDemo",
+}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

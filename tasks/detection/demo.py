@@ -51,6 +51,7 @@ class DetectionDemo(DemoTask):
     """Teacher, student alone and student distilled on the digit scenes."""
 
     name = "detection"
+    folder = "detection/demo"
     title = "Distilling a detector: handwritten digits in photographs"
     metrics = (Metric("coco/bbox_mAP", "mAP"), Metric("coco/bbox_mAP_50", "AP50"))
     packages = ("torch", "onedl-mmengine", "onedl-mmcv", "onedl-mmdetection")
@@ -60,7 +61,7 @@ class DetectionDemo(DemoTask):
         self._datasets: dict[str, Any] = {}
 
     def prepare(self, cfg: Config) -> str:
-        """Make the digit scenes that the config names, if they are not there yet."""
+        """Make the data that the config names, if it is not there yet."""
         train = len(self._dataset(cfg, "train_dataloader"))
         val = len(self._dataset(cfg, "val_dataloader"))
         return f"Data: {train} images for training, {val} for validation."
@@ -141,6 +142,14 @@ class DetectionDemo(DemoTask):
                 found.bboxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True
             )
         ]
+
+
+class BccdTable(DetectionDemo):
+    """The same comparison on real photographs: blood cells, not part of the package."""
+
+    name = "bccd"
+    folder = "detection/bccd"
+    title = "Distilling a detector: blood cells (BCCD)"
 
 
 def box_mark(

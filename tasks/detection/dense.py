@@ -85,12 +85,7 @@ class DenseHeadAdapter(TaskAdapter):
 
     def check(self, outputs: Collection[str], regions: Collection[str]) -> None:
         """Refuse heads whose positions or numbers do not correspond; see the base class."""
-        for name, model in {"student": self.student, **self.teachers}.items():
-            if not hasattr(model, "bbox_head") or not hasattr(model, "extract_feat"):
-                raise TeacherError(
-                    f"{name} is a {type(model).__name__}, which has no dense bbox_head; this "
-                    "adapter distils single-stage detectors."
-                )
+        _head(self.student)
         if not outputs:
             return
         head = _head(self.student)
@@ -207,6 +202,11 @@ class DenseHeadAdapter(TaskAdapter):
 
 
 def _head(model: nn.Module) -> Any:
+    if not hasattr(model, "bbox_head"):
+        raise TeacherError(
+            f"{type(model).__name__} has no dense bbox_head; this adapter distils single-stage "
+            "detectors."
+        )
     return model.bbox_head
 
 
@@ -230,6 +230,7 @@ def _properties(
     ]
     if "box" in outputs or "box_bins" in outputs:
         found.append(("box coding", *(_coding(h) for h in (ours, theirs))))
+        found.append(("anchors or points", *(_priors(h) for h in (ours, theirs))))
     if "box_bins" in outputs:
         found.append(("reg_max", *(getattr(h, "reg_max", None) for h in (ours, theirs))))
     return found
@@ -241,6 +242,15 @@ def _strides(head: Any) -> list[int]:
 
 def _anchors_per_location(head: Any) -> list[int]:
     return list(head.prior_generator.num_base_priors)
+
+
+def _priors(head: Any) -> list[list[list[float]]] | str:
+    """What box numbers are relative to, at the first location of each level."""
+    generator = head.prior_generator
+    if not isinstance(head.bbox_coder, DeltaXYWHBBoxCoder):
+        # Distances have an origin, but no size.
+        return f"offset {getattr(generator, 'offset', getattr(generator, 'center_offset', 0))}"
+    return [[[round(x, 3) for x in box] for box in b.tolist()] for b in generator.base_anchors]
 
 
 def _coding(head: Any) -> str:

@@ -3,6 +3,8 @@
 Importing it registers everything by name with mmengine.
 """
 
+from mmengine.config.utils import MODULE2PACKAGE
+
 from .adapter import TASK_ADAPTERS, TaskAdapter
 from .config import load_config, prepare_config
 from .hooks import DistillHook, SafeCheckpointHook
@@ -23,3 +25,6 @@ __all__ = [
     "load_config",
     "prepare_config",
 ]
+
+# mmengine finds configs by `package::path` for the packages it knows.
+MODULE2PACKAGE.setdefault("taskdistill", "taskdistill")

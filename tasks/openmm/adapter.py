@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,7 +18,8 @@ from ...core.taps import Captured
 
 __all__ = ["TASK_ADAPTERS", "TaskAdapter", "adapter_of_scope"]
 
-TASK_ADAPTERS = Registry("distillation task adapter")
+# Told where to look, the registry does not search the package by mmengine's naming rules.
+TASK_ADAPTERS = Registry("distillation task adapter", locations=["taskdistill.tasks.openmm"])
 
 # Which package serves which mm library; imported only when a config of that library is trained.
 _PACKAGES = {"mmdet": "taskdistill.tasks.detection"}
@@ -28,7 +30,7 @@ class TaskAdapter(ABC):
 
     Args:
         student: The student, as its framework builds it.
-        teachers: The teachers by name.
+        teachers: By name, the teachers whose outputs are compared.
     """
 
     outputs: Mapping[str, str] = {}
@@ -39,6 +41,10 @@ class TaskAdapter(ABC):
     def __init__(self, student: nn.Module, teachers: Mapping[str, nn.Module]) -> None:
         self.student = student
         self.teachers = teachers
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TaskAdapter:
+        # An EMA copies the whole model; the teachers are shared.
+        return type(self)(copy.deepcopy(self.student, memo), self.teachers)
 
     @classmethod
     def check_data(cls, cfg: Config) -> None:
@@ -79,7 +85,7 @@ class TaskAdapter(ABC):
 
         Args:
             seen: The student's taps, :attr:`reads` among them.
-            asked: The raw output of each teacher.
+            asked: The raw output of each of :attr:`teachers`.
             data_samples: The batch's annotations.
             outputs: Names needed.
             regions: Regions needed.

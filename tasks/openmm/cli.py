@@ -62,7 +62,9 @@ def train(argv: Sequence[str] | None = None) -> None:
         path = latest_checkpoint(cfg.work_dir) if args.resume == "auto" else args.resume
         if path is not None and not os.path.isfile(path):
             raise CheckpointError(f"Checkpoint {path!r} to resume from does not exist.")
-        cfg.resume, cfg.load_from = path is not None, path
+        cfg.resume = path is not None
+        if path is not None:
+            cfg.load_from = path
     _task_checks(cfg)
     build_runner(prepare_config(cfg)).train()
 

@@ -27,7 +27,10 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     except Exception as error:
         raise ConfigError(f"Config {path!r} cannot be read: {error}") from error
     if options:
-        cfg.merge_from_dict(dict(options))
+        try:
+            cfg.merge_from_dict(dict(options))
+        except (KeyError, TypeError, AssertionError) as error:
+            raise ConfigError(f"--cfg-options does not fit config {path!r}: {error}") from error
     if "model" not in cfg:
         raise ConfigError(f"Config {path!r} has no 'model'; inherit the student's own config.")
     return cfg

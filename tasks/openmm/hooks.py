@@ -19,6 +19,7 @@ from mmengine.runner import EpochBasedTrainLoop
 
 from ...core.errors import CheckpointError
 from .model import DistilledModel
+from .runner import latest_checkpoint
 from .seeded import SeededDataset
 
 __all__ = ["SIDE_ENTRY", "DistillHook", "SafeCheckpointHook"]
@@ -35,8 +36,8 @@ def _distilled(runner: Any) -> DistilledModel:
 class DistillHook(Hook):
     """Keep what distillation adds to a run: in the checkpoint, beside the student.
 
-    The side entry ``distill`` holds the adapters' weights, each teacher's source and SHA-256, and
-    the random state. The config stored in the checkpoint (``meta.cfg``) is the student's plain
+    The side entry ``distill`` holds the adapters' weights and each teacher's source and SHA-256.
+    The config stored in the checkpoint (``meta.cfg``) is the student's plain
     one, which is also written as ``student_config.py``, so that ``init_detector`` and the like
     work from the file alone.
 
@@ -48,7 +49,6 @@ class DistillHook(Hook):
 
     def __init__(self, student_config: str) -> None:
         self.student_config = student_config
-        self._random_state: dict[str, Any] | None = None
 
     def before_run(self, runner: Any) -> None:
         """Write the student's own config beside the run's."""
@@ -63,28 +63,28 @@ class DistillHook(Hook):
     def before_train(self, runner: Any) -> None:
         """Tell the model how long an epoch is, and seed the data."""
         loader = runner.train_dataloader
-        epochs = isinstance(runner.train_loop, EpochBasedTrainLoop)
-        if epochs:
+        if isinstance(runner.train_loop, EpochBasedTrainLoop):
             runner.message_hub.update_info("distill_epoch_length", len(loader))
         if isinstance(loader.dataset, SeededDataset):
             loader.dataset.seed = runner.seed
-        if not epochs and self._random_state is not None:
-            _set_random_state(self._random_state)
 
     def before_train_epoch(self, runner: Any) -> None:
-        """Start every epoch from a random state that depends on the seed and its number alone.
-
-        So it makes no difference whether the run came here in one go or was resumed.
-        """
+        """Tell the data which epoch it is."""
         dataset = runner.train_dataloader.dataset
         if isinstance(dataset, SeededDataset):
             dataset.epoch = runner.epoch
-        if isinstance(runner.train_loop, EpochBasedTrainLoop):
-            sequence = np.random.SeedSequence([runner.seed, runner.epoch, runner.rank])
-            seed = int(sequence.generate_state(1)[0])
-            random.seed(seed)
-            np.random.seed(seed)
-            torch.manual_seed(seed)
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Start every step from a random state that depends on the seed and its number alone.
+
+        So it makes no difference whether the run came here in one go or was resumed, nor what
+        validation drew in between.
+        """
+        sequence = np.random.SeedSequence([runner.seed, runner.iter, runner.rank])
+        seed = int(sequence.generate_state(1)[0])
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Add the side entry."""
@@ -97,7 +97,6 @@ class DistillHook(Hook):
                 name: {"source": teacher.source, "sha256": teacher.sha256}
                 for name, teacher in distiller.teachers.items()
             },
-            "random_state": _get_random_state(),
         }
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
@@ -131,29 +130,6 @@ class DistillHook(Hook):
             raise CheckpointError(
                 f"The adapters in the checkpoint are not those of this recipe: {error}"
             ) from error
-        self._random_state = side["random_state"]
-
-
-def _get_random_state() -> dict[str, Any]:
-    # Plain numbers and tensors only, so that the file loads with weights_only=True.
-    numpy = np.random.get_state(legacy=True)
-    version, words, gauss = random.getstate()
-    return {
-        "python": [version, list(words), gauss],
-        "numpy": [numpy[0], torch.from_numpy(numpy[1].astype(np.int64)), *numpy[2:]],  # type: ignore
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
 
 
 class _KeepUntilSaved:
@@ -193,7 +169,7 @@ class SafeCheckpointHook(CheckpointHook):
         if isinstance(self.file_backend, _KeepUntilSaved):  # the best one saves the last one too
             yield
             return
-        backend, before = self.file_backend, self._last_written
+        backend, before = self.file_backend, latest_checkpoint(runner.work_dir)
         self.file_backend = kept = _KeepUntilSaved(backend)  # type: ignore[assignment]
         try:
             yield
@@ -207,8 +183,5 @@ class SafeCheckpointHook(CheckpointHook):
             ) from error
         finally:
             self.file_backend = backend
-        self._last_written = self.last_ckpt
         for delete, path in kept.pending:
             delete(path)
-
-    _last_written: str | None = None

@@ -63,8 +63,14 @@ class DistilledModel(BaseModel):
         self.student = module
         configs = _teacher_configs(distill)
         teachers = {name: build_teacher(cfg, module, name) for name, cfg in configs.items()}
-        self.task = adapter_of_scope(scope)(module, {n: t.model for n, t in teachers.items()})
         distiller = Distiller(module, teachers, recipe)
+        # A teacher of features alone may have another head.
+        compared = {
+            name: teacher.model
+            for name, teacher in teachers.items()
+            if any(pair.is_output for pair in distiller.pairs_of(name))
+        }
+        self.task = adapter_of_scope(scope)(module, compared)
         outputs, regions = distiller.outputs_needed, distiller.regions_needed
         self.task.check_names(outputs, regions)
         self.task.check(outputs, regions)
@@ -85,7 +91,8 @@ class DistilledModel(BaseModel):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name == "student":
+            # Protocols (copying, pickling) are this class's own business, not the student's.
+            if name == "student" or name.startswith("__"):
                 raise
             return getattr(super().__getattr__("student"), name)
 
@@ -99,14 +106,17 @@ class DistilledModel(BaseModel):
             return self.student(inputs, data_samples, mode=mode)
         with self.distiller.watch() as seen:
             losses = self.student(inputs, data_samples, mode="loss")
-        captured, raw = {}, {}
+        captured, asked = {}, {}
         for name, teacher in self.distiller.teachers.items():
-            captured[name], raw[name] = self.distiller.ask(
-                name, inputs, forward=self.task.forward(teacher.model)
-            )
+            forward, extra = self.task.forward(teacher.model), {}
+            if teacher.preprocess is not None:
+                extra["inside"] = _inside(inputs, data_samples)
+            captured[name], raw = self.distiller.ask(name, inputs, forward=forward, **extra)
+            if name in self.task.teachers:
+                asked[name] = raw
         outputs = self.distiller.outputs_needed
         context = self.task.context(
-            seen, raw, data_samples, outputs, self.distiller.regions_needed
+            seen, asked, data_samples, outputs, self.distiller.regions_needed
         )
         progress = _progress()
         terms = self.distiller.terms(seen, captured, context, progress)
@@ -129,6 +139,15 @@ class DistilledModel(BaseModel):
         terms = {name: value for name, value in log_vars.items() if name != "loss"}
         check_finite(terms, _progress().step + 1)
         return total, log_vars
+
+
+def _inside(inputs: Tensor, data_samples: Any) -> Tensor:
+    """Tell the pictures' own pixels from the padding, which mm puts to the right and below."""
+    inside = torch.zeros_like(inputs[:, 0], dtype=torch.bool)
+    for mask, sample in zip(inside, data_samples, strict=True):
+        height, width = sample.metainfo.get("img_shape", mask.shape)[:2]
+        mask[:height, :width] = True
+    return inside
 
 
 def _teacher_configs(distill: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:

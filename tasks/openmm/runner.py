@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -69,12 +70,13 @@ class DistillRunner(Runner):
         source, target = os.path.join(out_dir, partial), os.path.join(out_dir, filename)
         try:
             super().save_checkpoint(out_dir, partial, *args, **kwargs)
-            if os.path.isfile(source):  # on the main process only
+            # Other processes come by while the main one still writes.
+            if is_main_process():
                 with open(source, "rb") as file:
                     os.fsync(file.fileno())
                 os.replace(source, target)
         finally:
-            if os.path.isfile(source):
+            if is_main_process() and os.path.isfile(source):
                 os.remove(source)
 
 
@@ -109,7 +111,17 @@ def build_runner(cfg: Config) -> Runner:
     path = cfg.get("load_from")
     if path and "://" not in path and not os.path.isfile(path):
         raise CheckpointError(f"Checkpoint {path!r} (load_from) does not exist.")
+    if cfg.get("resume") and path and "://" not in path:
+        _keep_seed(cfg, path)
     kind = cfg.get("runner_type", "DistillRunner")
     cls = RUNNERS.get(kind)
     assert cls is not None, f"runner_type={kind!r} is not registered"
     return cls.from_cfg(cfg)
+
+
+def _keep_seed(cfg: Config, checkpoint: str) -> None:
+    """Resume a run that drew its own seed with that one: the sampler is built with it."""
+    randomness = cfg.get("randomness") or {}
+    if randomness.get("seed") is None:
+        meta = read_mm_checkpoint(checkpoint).get("meta", {})
+        cfg.randomness = {**randomness, "seed": meta.get("seed")}

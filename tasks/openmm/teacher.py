@@ -100,7 +100,8 @@ def _local_checkpoint(checkpoint: str) -> str:
 class _OwnNormalisation:
     """Undo the student's image normalisation and apply the teacher's.
 
-    mm pads after normalising, with 0; those pixels stay 0.
+    mm pads after normalising, with 0. So does this where it is told, by the argument ``inside``
+    (of the images' shape, without channels), which pixels are the picture's.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
@@ -108,12 +109,15 @@ class _OwnNormalisation:
 
     def __call__(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         images, *rest = args
+        kwargs = dict(kwargs)
+        inside = kwargs.pop("inside", None)
         ours, theirs = _statistics(self.student, images), _statistics(self.teacher, images)
-        outside = (images == 0).all(dim=1, keepdim=True)
         pixels = images * ours[1] + ours[0]
         if ours[2] != theirs[2]:
             pixels = pixels.flip(1)
-        converted = ((pixels - theirs[0]) / theirs[1]).masked_fill(outside, 0.0)
+        converted = (pixels - theirs[0]) / theirs[1]
+        if inside is not None:
+            converted = converted.masked_fill(~inside[:, None], 0.0)
         return (converted, *rest), kwargs
 
 

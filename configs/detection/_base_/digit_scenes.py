@@ -18,25 +18,10 @@ test_pipeline = [
         meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "instances"),
     ),
 ]
-scenes = dict(
-    train=1000,
-    val=200,
-    size=128,
-    seed=0,
-    options=dict(
-        max_digits=4,
-        digit_size=(0.16, 0.44),
-        contrast=(0.5, 1.1),
-        opacity=0.85,
-        clutter=3,
-        occluders=1,
-        rotation=10.0,
-        min_visible=0.75,
-    ),
-)
+scenes = dict(train=1000, val=200, size=128, seed=0)
 # Loading 1000 scenes takes half a second: less than starting workers for it.
 train_dataloader = dict(
-    batch_size=16,
+    batch_size=8,
     num_workers=0,
     persistent_workers=False,
     sampler=dict(type="DefaultSampler", shuffle=True),

@@ -6,13 +6,13 @@ val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=2e-3, weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=4e-3, weight_decay=0.05),
     clip_grad=dict(max_norm=10.0, norm_type=2),
 )
 param_scheduler = [
     dict(
         type="OneCycleLR",
-        eta_max=2e-3,
+        eta_max=4e-3,
         total_steps=max_epochs,
         by_epoch=True,
         begin=0,
@@ -41,4 +41,4 @@ log_level = "INFO"
 load_from = None
 resume = False
 randomness = dict(seed=0)
-auto_scale_lr = dict(enable=False, base_batch_size=16)
+auto_scale_lr = dict(enable=False, base_batch_size=8)

@@ -1,4 +1,4 @@
-# The demo's student, distilled: the student's own config and what it learns from the teacher.
+# The demo's student, distilled: its own config and what it learns from the teacher.
 _base_ = "student.py"
 distill = dict(
     teacher=dict(
@@ -6,9 +6,31 @@ distill = dict(
         checkpoint="work_dirs/demo/detection/teacher/epoch_12.pth",
     ),
     pairs=[
-        dict(student="neck", loss="FeatureImitation", weight=1.0, name="neck"),
-        dict(student="outputs.cls", loss="KLDivergence", activation="sigmoid", region="teacher_score", weight=1.0, name="cls"),
-        dict(student="outputs.box_bins", loss="LocalizationDistillation", temperature=3.0, region="main_score", weight=1.0, name="ld"),
-        dict(student="outputs.box_bins", loss="LocalizationDistillation", temperature=3.0, region="vlr_iou", weight=0.5, name="ld_vlr"),
+        # Pearson-type imitation of the pyramid: what a channel says where, not how loudly.
+        dict(student="neck", loss="FeatureImitation", normalize="channel", weight=3.0, name="neck"),
+        dict(
+            student="outputs.cls",
+            loss="KLDivergence",
+            activation="sigmoid",
+            region="teacher_score",
+            weight=1.0,
+            name="cls",
+        ),
+        dict(
+            student="outputs.box_bins",
+            loss="LocalizationDistillation",
+            temperature=2.0,
+            region="main_score",
+            weight=0.25,
+            name="ld",
+        ),
+        dict(
+            student="outputs.box_bins",
+            loss="LocalizationDistillation",
+            temperature=2.0,
+            region="vlr_iou",
+            weight=0.1,
+            name="ld_vlr",
+        ),
     ],
 )

@@ -62,11 +62,12 @@ class Metric:
 
 
 class DemoTask(ABC):
-    """What is particular to a task. Its configs are ``configs/<name>/demo/{teacher,student,
+    """What is particular to a task. Its configs are ``configs/<folder>/{teacher,student,
     distilled}.py``; the student in ``distilled.py`` is the network of ``student.py``.
 
     Attributes:
-        name: Name of the task and of its folder under ``configs``.
+        name: Name on the command line.
+        folder: Folder of its configs under ``configs``.
         title: Heading of the report.
         metrics: The validation figures of the table; the first decides.
         packages: Distributions whose versions the report lists.
@@ -74,6 +75,7 @@ class DemoTask(ABC):
     """
 
     name: ClassVar[str]
+    folder: ClassVar[str]
     title: ClassVar[str]
     metrics: ClassVar[Sequence[Metric]]
     packages: ClassVar[Sequence[str]]
@@ -239,6 +241,7 @@ def plan(configs: Mapping[str, Config], options: DemoOptions, metric: str) -> li
             metric=metric,
             signature=signature(cfg, changes),
             needs=needs,
+            exclusive=role == TEACHER,
             effort=effort,
             evaluate=(
                 sys.executable,
@@ -379,7 +382,7 @@ def run_demo(task: DemoTask, options: DemoOptions, console: Console) -> Path:
         KeyboardInterrupt: The user stopped it; the training processes have ended.
     """
     begun = time.monotonic()
-    configs = load_configs(options.root / "configs" / task.name / "demo")
+    configs = load_configs(options.root / "configs" / task.folder)
     jobs = plan(configs, options, task.metrics[0].key)
     cores = available_cores()
     with exclusive(options.work_dir) as lock:

@@ -59,6 +59,7 @@ sys.exit(subprocess.run(command).returncode)
 
 class FakeTask(DemoTask):
     name = "fake"
+    folder = "fake/demo"
     title = "A fake demo"
     metrics = (QUALITY,)
     packages = ("torch",)

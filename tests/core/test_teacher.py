@@ -1,0 +1,379 @@
+from __future__ import annotations
+
+import copy
+import hashlib
+import random
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from taskdistill.core.errors import CheckpointError, ConfigError, TeacherError
+from taskdistill.core.teacher import FrozenTeacher, file_sha256, load_weights, read_checkpoint
+
+
+class Net(nn.Module):
+    """What eval mode matters to, and a count of the calls of the last part."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
+        self.dropout = nn.Dropout(0.5)
+        self.head = nn.Linear(4, classes)
+        self.head_calls = 0
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.dropout(self.stem(image).mean((2, 3)))
+        self.head_calls += 1
+        return self.head(x)
+
+
+class Holder(nn.Module):
+    """A student that holds its teacher as an attribute."""
+
+    def __init__(self, teacher: FrozenTeacher) -> None:
+        super().__init__()
+        self.student = nn.Linear(2, 2)
+        self.teacher = teacher
+
+
+@pytest.fixture
+def image() -> Tensor:
+    return torch.randn(4, 3, 8, 8)
+
+
+# -- the contract ----------------------------------------------------------------------------------
+
+
+def test_eval_mode_and_no_dropout_whatever_was_done_to_the_model(image: Tensor):
+    net = Net()
+    teacher = FrozenTeacher(net)
+    expected = copy.deepcopy(net).eval()(image).detach()
+    statistics = copy.deepcopy(net.state_dict())
+    for undo in (net.train, net.dropout.train, net.stem.train):
+        undo()
+        for _ in range(2):
+            torch.testing.assert_close(teacher(image), expected, rtol=0, atol=0)
+        assert not any(module.training for module in net.modules())
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, statistics[name]), name
+
+
+def test_train_of_the_module_that_holds_it_does_not_reach_it(image: Tensor):
+    holder = Holder(FrozenTeacher(Net()))
+    holder.train()
+    assert not any(module.training for module in holder.teacher.model.modules())
+    assert holder.student.training
+
+
+def test_no_gradient(image: Tensor):
+    net = Net()
+    teacher = FrozenTeacher(net)
+    assert not any(p.requires_grad for p in net.parameters())
+    net.requires_grad_(True)  # even then
+    output = teacher(image.requires_grad_())
+    captured, _ = teacher.observe(["stem.0"], image)
+    assert not output.requires_grad
+    assert not captured.tensors("stem.0")[0].requires_grad
+    assert torch.is_grad_enabled()
+
+
+def test_nothing_of_it_is_in_the_module_that_holds_it():
+    holder = Holder(FrozenTeacher(Net()))
+    own = {"student.weight", "student.bias"}
+    assert {name for name, _ in holder.named_parameters()} == own
+    assert set(holder.state_dict()) == own
+    assert not list(holder.buffers())
+    assert len(list(holder.modules())) == 2
+
+
+def test_an_ema_copy_shares_it():
+    holder = Holder(FrozenTeacher(Net()))
+    ema = torch.optim.swa_utils.AveragedModel(holder)
+    assert ema.module.teacher is holder.teacher
+    assert ema.module.student is not holder.student
+    assert not any("teacher" in name for name in ema.state_dict())
+
+
+def test_moving_the_holder_does_not_convert_it():
+    holder = Holder(FrozenTeacher(Net()))
+    holder.double()
+    assert holder.teacher.model.head.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("by_keyword", [False, True])
+def test_goes_where_the_inputs_are(by_keyword: bool):
+    teacher = FrozenTeacher(nn.Linear(2, 3))
+    inputs = torch.zeros(1, 2, device="meta")
+    output = teacher(input=inputs) if by_keyword else teacher(inputs)
+    assert output.device.type == teacher.device.type == "meta"
+
+
+def test_preprocess_sees_and_replaces_the_inputs(image: Tensor):
+    def normalise(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        assert not kwargs
+        return (), {"image": (args[0] - 0.5) / 2}
+
+    net = Net()
+    output = FrozenTeacher(net, preprocess=normalise)(image)
+    torch.testing.assert_close(output, net((image - 0.5) / 2))
+
+
+# -- precision -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("precision", "around", "dtype"),
+    [
+        (None, False, torch.float32),
+        (None, True, torch.bfloat16),
+        ("fp32", True, torch.float32),
+        ("bf16", False, torch.bfloat16),
+        ("fp16", False, torch.float16),
+        ("fp16", True, torch.float16),
+    ],
+)
+def test_precision(image: Tensor, precision: str | None, around: bool, dtype: torch.dtype):
+    teacher = FrozenTeacher(Net(), precision=precision)
+    with torch.autocast("cpu", torch.bfloat16, enabled=around):
+        output = teacher(image)
+        beside = nn.Linear(2, 2)(torch.ones(1, 2))
+    assert output.dtype == dtype
+    assert teacher.model.head.weight.dtype == torch.float32
+    assert beside.dtype == (torch.bfloat16 if around else torch.float32)
+    torch.testing.assert_close(output.float(), teacher.model(image), rtol=0.05, atol=0.05)
+
+
+def test_unknown_precision():
+    with pytest.raises(ConfigError, match="'int8'.*fp32.*bf16.*fp16"):
+        FrozenTeacher(Net(), precision="int8")
+
+
+# -- taps ------------------------------------------------------------------------------------------
+
+
+def test_observe_gives_what_the_taps_saw_and_the_output(image: Tensor):
+    net = Net()
+    captured, output = FrozenTeacher(net).observe(["head@input"], image)
+    torch.testing.assert_close(net.head(captured.tensors("head@input")[0]), output)
+
+
+def test_observe_stops_early_only_when_told(image: Tensor):
+    net = Net()
+    teacher = FrozenTeacher(net)
+    _, output = teacher.observe(["stem"], image)
+    assert output is not None and net.head_calls == 1
+    captured, output = teacher.observe(["stem"], image, stop_after={("stem", "output"): 1})
+    assert output is None and net.head_calls == 1
+    torch.testing.assert_close(captured.tensors("stem")[0], net.stem(image))
+
+
+def test_observe_another_forward(image: Tensor):
+    net = Net()
+    _, output = FrozenTeacher(net).observe(["stem"], image, forward=lambda x: net.stem(x))
+    assert output.shape == (4, 4, 6, 6) and net.head_calls == 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
+def test_compiled_gives_the_same_and_is_tapped(image: Tensor):
+    net = Net()
+    expected = copy.deepcopy(net).eval()
+    teacher = FrozenTeacher(net, compile=True)
+    for _ in range(3):
+        torch.testing.assert_close(teacher(image), expected(image), rtol=1e-4, atol=1e-5)
+        captured, _ = teacher.observe(["head"], image)
+        torch.testing.assert_close(captured.tensors("head")[0], expected(image))
+
+
+# -- reading files ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "teacher.pth"
+    torch.save({"state_dict": Net().state_dict(), "meta": {"epoch": 3}}, path)
+    return path
+
+
+def test_a_file_that_is_missing(tmp_path: Path):
+    with pytest.raises(CheckpointError, match="gone.pth.*does not exist.*the folder exists"):
+        read_checkpoint(tmp_path / "gone.pth")
+    with pytest.raises(CheckpointError, match="nor does its folder"):
+        read_checkpoint(tmp_path / "no" / "gone.pth")
+    with pytest.raises(CheckpointError, match="is a folder"):
+        read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_truncated_file(tmp_path: Path, legacy: bool):
+    path = tmp_path / "cut.pth"
+    torch.save(Net().state_dict(), path, _use_new_zipfile_serialization=not legacy)
+    whole = path.read_bytes()
+    cuts = {0, 1, 2, 3, 4, 5, 30, 100, len(whole) - 1, len(whole) - 10, len(whole) - 22}
+    for size in sorted(cuts | {len(whole) * part // 16 for part in range(16)}):
+        path.write_bytes(whole[:size])
+        with pytest.raises(CheckpointError) as caught:
+            load_weights(Net(), path)
+        # The old format is one pickle: cut within the name of a class, it asks for another one.
+        said = f"cut.pth' ({size} bytes) is truncated" in str(caught.value)
+        assert said or (legacy and "the file is damaged" in str(caught.value)), caught.value
+    path.write_bytes(whole)
+    load_weights(Net(), path)
+
+
+@pytest.mark.filterwarnings("ignore:Defining your `__torch_function__`")
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=64) | st.integers(0, 10_000))
+def test_other_bytes_are_told_as_damage(tmp_path: Path, content: bytes | int):
+    path = tmp_path / "noise.pth"
+    if isinstance(content, int):  # a real file of the old format with some bytes overwritten
+        generator = random.Random(content)
+        torch.save(Net().state_dict(), path, _use_new_zipfile_serialization=False)
+        damaged = bytearray(path.read_bytes())
+        for _ in range(10):
+            damaged[generator.randrange(len(damaged))] = generator.randrange(256)
+        content = bytes(damaged)
+    path.write_bytes(content)
+    try:
+        read_checkpoint(path)  # some damage is to numbers only, and cannot be seen
+    except CheckpointError as error:
+        assert "noise.pth" in str(error)
+
+
+class Intruder:
+    """Would create a file when unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return (touch, (self.mark,))
+
+
+def touch(mark: Path) -> None:
+    mark.touch()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path, legacy: bool):
+    path, mark = tmp_path / "evil.pth", tmp_path / "mark"
+    content = {"state_dict": Net().state_dict(), "extra": Intruder(mark)}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(
+        CheckpointError, match="touch.*Loading that would run code, which is refused"
+    ):
+        load_weights(Net(), path)
+    assert not mark.exists()
+    torch.load(path, weights_only=False)  # to be sure that it would have
+    assert mark.exists()
+
+
+def test_a_whole_pickled_model_is_refused(tmp_path: Path):
+    torch.save(nn.Linear(2, 2), tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"torch\.nn\.\S+\.Linear.*Save its state_dict alone"):
+        read_checkpoint(tmp_path / "model.pth")
+
+
+def test_classes_named_safe_are_read(tmp_path: Path):
+    path = tmp_path / "extra.pth"
+    torch.save({"state_dict": Net().state_dict(), "extra": Harmless()}, path)
+    with pytest.raises(CheckpointError, match="Harmless"):
+        read_checkpoint(path)
+    assert isinstance(read_checkpoint(path, [Harmless])["extra"], Harmless)
+    with pytest.raises(CheckpointError):  # for that call only
+        read_checkpoint(path)
+
+
+class Harmless:
+    pass
+
+
+# -- loading weights -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", [None, "state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_weights_are_found_where_frameworks_put_them(
+    tmp_path: Path, image: Tensor, key: str | None, prefix: str
+):
+    source, path = Net().eval(), tmp_path / "weights.pth"
+    state = OrderedDict((prefix + name, value) for name, value in source.state_dict().items())
+    torch.save(state if key is None else {key: state, "epoch": 1}, path)
+    net = Net().eval()
+    assert not torch.equal(net(image), source(image))
+    load_weights(net, path)
+    assert torch.equal(net(image), source(image))
+
+
+def test_a_model_with_a_module_called_module_keeps_its_names(tmp_path: Path):
+    source, net = (nn.ModuleDict({"module": nn.Linear(2, 2)}) for _ in range(2))
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    load_weights(net, tmp_path / "weights.pth")
+    assert torch.equal(net["module"].weight, source["module"].weight)
+
+
+def test_another_architecture_lists_what_does_not_fit(saved: Path):
+    net = Net(classes=5)
+    net.neck = nn.Linear(2, 2)
+    del net.stem[0]
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(net, saved)
+    lines = str(caught.value).splitlines()
+    assert any(li.startswith("  missing (") and "neck.weight" in li for li in lines)
+    assert any(
+        li.startswith("  unexpected (") and "stem.2." in li or "stem.1." in li for li in lines
+    )
+    shapes = next(li for li in lines if li.startswith("  other shape ("))
+    assert "head.weight (model (5, 4), file (3, 4))" in shapes
+    assert "strict=False" in lines[-1]
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name]), f"{name} was touched"
+
+
+def test_a_long_list_is_cut(tmp_path: Path):
+    names = {f"other.{i}": torch.zeros(1) for i in range(30)}
+    torch.save({**Net().state_dict(), **names}, tmp_path / "big.pth")
+    with pytest.raises(CheckpointError, match=r"unexpected \(30\): other.0, .*and 22 more"):
+        load_weights(Net(), tmp_path / "big.pth")
+
+
+def test_an_entry_that_is_no_tensor_has_another_shape(tmp_path: Path):
+    torch.save({**Net().state_dict(), "head.bias": 3}, tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match=r"head.bias \(model \(3,\), file int\)"):
+        load_weights(Net(), tmp_path / "odd.pth")
+
+
+def test_strict_false_loads_what_fits(saved: Path):
+    net = Net(classes=5)
+    head = net.head.weight.clone()
+    load_weights(net, saved, strict=False)
+    source = torch.load(saved, weights_only=True)["state_dict"]
+    assert torch.equal(net.stem[0].weight, source["stem.0.weight"])
+    assert torch.equal(net.head.weight, head)
+
+
+def test_strict_false_does_not_accept_that_nothing_fits(saved: Path):
+    with pytest.raises(TeacherError, match="Nothing in checkpoint"):
+        load_weights(nn.Linear(2, 2), saved, strict=False)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {"state_dict": {}}, {0: torch.ones(1)}])
+def test_a_file_without_a_state_dict(tmp_path: Path, content: Any):
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="holds no state dict"):
+        load_weights(Net(), tmp_path / "other.pth")
+
+
+def test_the_hash_is_of_the_file_s_bytes(saved: Path):
+    expected = hashlib.sha256(saved.read_bytes()).hexdigest()
+    assert load_weights(Net(), saved) == load_weights(Net(), saved) == expected
+    big = saved.with_name("big")
+    big.write_bytes(b"x" * (3 << 20))  # more than one block
+    assert file_sha256(big) == hashlib.sha256(b"x" * (3 << 20)).hexdigest()

@@ -1,0 +1,461 @@
+"""What the adapter reads from mmdet's heads, against slow and independent references."""
+
+import copy
+import math
+
+import pytest
+import torch
+from mmdet.models.utils import unpack_gt_instances
+from mmengine.registry import MODELS
+
+from taskdistill.core.errors import ConfigError, TeacherError
+from taskdistill.tasks.detection import DenseHeadAdapter
+
+KINDS = {
+    "GFL": {},
+    "ATSS": {},
+    "RetinaNet": {},
+    "FCOS": {},
+    "FCOS, normed": {"norm_on_bbox": True},
+}
+LD = dict(student="outputs.box_bins", loss="LocalizationDistillation", name="ld")
+
+
+def own_model(tiny, kind, **changes):
+    """A student whose batch norm keeps its statistics, so that it equals itself in eval mode."""
+    model = tiny.model(kind.split(",")[0], **{**KINDS[kind], **changes})
+    model["backbone"]["norm_eval"] = True
+    return model
+
+
+def noisy(model, seed=3):
+    """Spread the head's outputs out: fresh heads say nearly the same everywhere."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in model.bbox_head.named_parameters():
+        if p.ndim == 4:
+            p.data.normal_(0, 0.15, generator=generator)
+        elif "scale" in name:
+            p.data.uniform_(0.5, 1.5, generator=generator)
+    return model
+
+
+@pytest.fixture
+def pair(tiny):
+    """Student in training, a teacher of another width in eval mode, and a batch."""
+
+    def make(kind):
+        student = noisy(tiny.build(own_model(tiny, kind))).train()
+        teacher = noisy(tiny.build(own_model(tiny, kind, width=16), seed=1), seed=5).eval()
+        return student, teacher, *tiny.batch(student)
+
+    return make
+
+
+@pytest.fixture
+def twins(tiny):
+    """A distilled model whose teacher is the student itself, and a batch."""
+
+    def make(kind, *pairs):
+        config = own_model(tiny, kind)
+        files = tiny.save_teacher(config)
+        cfg = tiny.wrap(
+            tiny.config(config, distill=dict(teacher=files, pairs=[dict(p) for p in pairs])),
+            tiny.folder,
+        )
+        model = MODELS.build(cfg.model)
+        model.student.load_state_dict(model.distiller.teachers["teacher"].model.state_dict())
+        return model.train(), *tiny.batch(model)
+
+    return make
+
+
+class Seen:
+    def __init__(self, raw):
+        self.raw = raw
+
+    def calls(self, spec):
+        assert spec == "bbox_head"
+        return [self.raw]
+
+
+def raw_of(model, inputs):
+    return model.bbox_head(model.extract_feat(inputs))
+
+
+def context_of(student, teacher, inputs, samples, outputs, regions=()):
+    task = DenseHeadAdapter(student, {"teacher": teacher})
+    task.check_names(outputs, regions)
+    task.check(outputs, regions)
+    with torch.no_grad():
+        asked = {"teacher": task.forward(teacher)(inputs)}
+    raw = raw_of(student, inputs)
+    return task.context(Seen(raw), asked, samples, outputs, regions), raw, asked["teacher"]
+
+
+def slow_positions(raw, anchors):
+    """Every position in the adapter's order: image, level, row, column, anchor."""
+    for image in range(len(raw[0][0])):
+        for level, scores in enumerate(raw[0]):
+            for y in range(scores.shape[-2]):
+                for x in range(scores.shape[-1]):
+                    for anchor in range(anchors):
+                        yield image, level, y, x, anchor
+
+
+def anchors_of(kind):
+    return 2 if kind == "RetinaNet" else 1
+
+
+STRIDES = (8, 16, 32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_outputs_position_by_position(pair, kind):
+    student, teacher, inputs, samples = pair(kind)
+    names = ["cls", "box"] + (["box_bins"] if kind == "GFL" else [])
+    context, raw, taught = context_of(student, teacher, inputs, samples, names)
+    for model, found, levels in (
+        (student, context.student, raw),
+        (teacher, context.teachers["teacher"], taught),
+    ):
+        cls, box = [], []
+        for image, level, y, x, a in slow_positions(levels, anchors_of(kind)):
+            cls.append(levels[0][level][image, 3 * a : 3 * a + 3, y, x])
+            numbers = levels[1][level][image, :, y, x]
+            if kind == "GFL":
+                edges = numbers.view(4, 9).softmax(-1)
+                numbers = torch.stack([(e * torch.arange(9.0)).sum() for e in edges])
+            elif "FCOS" in kind:
+                in_pixels = not (model.bbox_head.norm_on_bbox and model.training)
+                numbers = numbers / STRIDES[level] if in_pixels else numbers
+            else:
+                numbers = numbers[4 * a : 4 * a + 4]
+            box.append(numbers)
+        torch.testing.assert_close(found["cls"], torch.stack(cls))
+        torch.testing.assert_close(found["box"], torch.stack(box))
+        assert found["box"].std() > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_students_training_outputs_are_in_the_units_of_a_teachers_in_eval(twins, kind):
+    model, inputs, samples = twins(
+        kind, dict(student="outputs.cls", loss="KLDivergence", activation="sigmoid", region="all")
+    )
+    teacher = model.distiller.teachers["teacher"].model
+    context, *_ = context_of(model.student, teacher, inputs, samples, ["cls", "box"])
+    assert model.student.bbox_head.training and not teacher.bbox_head.training
+    for name in ("cls", "box"):
+        torch.testing.assert_close(context.student[name], context.teachers["teacher"][name])
+        assert context.student[name].requires_grad
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_pair_is_zero_against_oneself(twins, kind):
+    box = dict(student="outputs.box", loss="BoundedRegression")
+    pairs = [
+        dict(student="neck", loss="FeatureImitation", name="neck"),
+        dict(student="backbone.layer*", loss="FeatureImitation", name="layers"),
+        dict(student="outputs.cls", loss="KLDivergence", activation="sigmoid", region="all", name="all"),
+        dict(student="outputs.cls", loss="KLDivergence", activation="sigmoid", region="main", name="main"),
+        # Units that differ would make the student better or worse than itself.
+        dict(**box, region="main", margin=1e6, name="box"),
+    ]
+    if kind == "GFL":
+        regions = ("all", "main", "main_score", "vlr", "vlr_iou")
+        pairs += [{**LD, "region": region, "name": f"ld_{region}"} for region in regions]
+    model, inputs, samples = twins(kind, *pairs)
+    losses = model(inputs, samples, mode="loss")
+    for p in pairs:
+        if p["name"] != "box":
+            assert abs(float(losses[f"kd_{p['name']}_raw"])) < 1e-6, p["name"]
+    # With a margin that keeps every box active, its value is the error of the positives.
+    teacher = model.distiller.teachers["teacher"].model
+    context, *_ = context_of(
+        model.student, teacher, inputs, samples, ["box"], ["main"]
+    )
+    error = (context.teachers["teacher"]["box"] - context.targets["box"]).square().sum(-1)
+    main = context.regions["main"].weight.bool()
+    assert main.sum() >= 4
+    torch.testing.assert_close(losses["kd_box_raw"], error[main].mean(), rtol=1e-4, atol=1e-5)
+    assert losses["kd_box_raw"] > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_targets_decode_back_to_the_ground_truth(pair, kind):
+    student, teacher, inputs, samples = pair(kind)
+    head = student.bbox_head
+    context, raw, _ = context_of(student, teacher, inputs, samples, ["box"], ["main"])
+    targets, main = context.targets["box"], context.regions["main"].weight.bool()
+    assert main.any() and (targets[~main] == 0).all()
+    sizes = [level.shape[-2:] for level in raw[0]]
+    priors = head.prior_generator.grid_priors(sizes, device="cpu")
+    found = set()
+    for i, (image, level, y, x, a) in enumerate(slow_positions(raw, anchors_of(kind))):
+        if not main[i]:
+            continue
+        truth = samples[image].gt_instances.bboxes
+        truth = getattr(truth, "tensor", truth)
+        prior = priors[level][(y * sizes[level][1] + x) * anchors_of(kind) + a]
+        if kind in ("ATSS", "RetinaNet"):
+            box = head.bbox_coder.decode(prior[None], targets[i][None])[0]
+        else:
+            stride = STRIDES[level]
+            cx, cy = (
+                (prior[:2] + prior[2:]) / 2
+                if kind == "GFL"
+                else torch.tensor([(x + 0.5) * stride, (y + 0.5) * stride])
+            )
+            left, top, right, bottom = targets[i] * stride
+            box = torch.stack([cx - left, cy - top, cx + right, cy + bottom])
+        apart = (truth - box).abs().amax(1)
+        assert apart.min() < 1e-2, (kind, box, truth)
+        found.add((image, int(apart.argmin())))
+    assert len(found) >= 4
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_positives_of_fcos_by_a_slow_loop(pair, norm):
+    student, teacher, inputs, samples = pair("FCOS, normed" if norm else "FCOS")
+    context, raw, _ = context_of(student, teacher, inputs, samples, ["box"], ["main"])
+    ranges = ((-1, 16), (16, 32), (32, 1e8))
+    expected = []
+    for image, level, y, x, _ in slow_positions(raw, 1):
+        px, py = (x + 0.5) * STRIDES[level], (y + 0.5) * STRIDES[level]
+        truth = samples[image].gt_instances.bboxes
+        hit = False
+        for x1, y1, x2, y2 in getattr(truth, "tensor", truth).tolist():
+            sides = (px - x1, py - y1, x2 - px, y2 - py)
+            hit |= min(sides) > 0 and ranges[level][0] <= max(sides) <= ranges[level][1]
+        expected.append(float(hit))
+    assert context.regions["main"].weight.tolist() == expected
+    assert sum(expected) > 4
+
+
+@pytest.mark.parametrize("kind", ["GFL", "ATSS", "RetinaNet"])
+def test_regions_of_anchor_heads(pair, kind):
+    student, teacher, inputs, samples = pair(kind)
+    names = ["all", "main", "main_score", "vlr", "vlr_iou", "teacher_score"]
+    context, raw, taught = context_of(student, teacher, inputs, samples, ["cls"], names)
+    weights = {name: region.weight for name, region in context.regions.items()}
+    for name, region in context.regions.items():
+        torch.testing.assert_close(region.total, weights[name].sum(), msg=name)
+        assert not region.weight.requires_grad and (region.weight >= 0).all()
+    score, taught_score = (
+        context.student["cls"].sigmoid().amax(1),
+        context.teachers["teacher"]["cls"].sigmoid().amax(1),
+    )
+    torch.testing.assert_close(weights["main_score"], weights["main"] * score.detach())
+    torch.testing.assert_close(weights["teacher_score"], weights["all"] * taught_score)
+    assert (weights["main"] <= weights["all"]).all()
+    assert (weights["vlr"] * weights["main"]).sum() == 0
+    assert ((weights["vlr_iou"] > 0) == (weights["vlr"] > 0)).all() and weights["vlr"].sum() > 0
+    assert (weights["vlr_iou"] < 1).all()
+
+
+def test_anchors_in_the_padding_do_not_count(tiny, pair):
+    student, teacher, inputs, samples = pair("ATSS")
+    samples[0].set_metainfo(dict(img_shape=(30, 64), pad_shape=(32, 64)))
+    context, raw, _ = context_of(student, teacher, inputs, samples, ["cls"], ["all"])
+    weight = iter(context.regions["all"].weight.tolist())
+    for image, level, y, x, _ in slow_positions(raw, 1):
+        inside = image != 0 or y * STRIDES[level] < 32
+        assert next(weight) == float(inside), (image, level, y, x)
+
+
+def test_localization_distillation_is_that_of_mmdets_ld_head(tiny, twins):
+    """On mmdet's own head with the same outputs, after the documented factor."""
+    model, inputs, samples = twins("GFL", {**LD, "region": "main_score", "temperature": 10.0})
+    student = noisy(model.student)
+    teacher = model.distiller.teachers["teacher"].model
+    config = own_model(tiny, "GFL")
+    config["bbox_head"].update(
+        type="LDHead",
+        loss_ld=dict(type="KnowledgeDistillationKLDivLoss", loss_weight=1.0, T=10),
+    )
+    theirs = tiny.build(config).bbox_head
+    theirs.load_state_dict(student.bbox_head.state_dict())
+    theirs.train()
+    losses = model(inputs, samples, mode="loss")
+    with torch.no_grad():
+        soft = raw_of(teacher, inputs)[1]
+    truth, ignored, metas = unpack_gt_instances(samples)
+    raw = theirs(student.extract_feat(inputs))
+    expected = theirs.loss_by_feat(*raw, truth, metas, soft, batch_gt_instances_ignore=ignored)
+    total = sum(expected["loss_ld"])
+    context, *_ = context_of(student, teacher, inputs, samples, ["box_bins"], ["main_score"])
+    factor = context.regions["main_score"].weight.sum() / 9
+    assert total > 0.1
+    torch.testing.assert_close(losses["kd_ld_raw"] * factor, total, rtol=1e-5, atol=0)
+    # ... and so are the gradients.
+    names = ["gfl_reg.weight", "reg_convs.0.conv.weight", "scales.1.scale"]
+    ours = dict(student.bbox_head.named_parameters())
+    others = dict(theirs.named_parameters())
+    got = torch.autograd.grad(losses["loss_kd_ld"] * factor, [ours[n] for n in names])
+    wanted = torch.autograd.grad(total, [others[n] for n in names])
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("region", ["main", "vlr"])
+def test_localization_distillation_by_a_slow_loop(twins, region):
+    model, inputs, samples = twins("GFL", {**LD, "region": region, "temperature": 2.0})
+    student, teacher = noisy(model.student), model.distiller.teachers["teacher"].model
+    losses = model(inputs, samples, mode="loss")
+    context, raw, taught = context_of(student, teacher, inputs, samples, ["box_bins"], [region])
+    chosen = context.regions[region].weight.tolist()
+    values, levels = [], set()
+    for i, (image, level, y, x, _) in enumerate(slow_positions(raw, 1)):
+        if chosen[i] == 0:
+            continue
+        levels.add(level)
+        s = raw[1][level][image, :, y, x].view(4, 9).double() / 2
+        t = taught[1][level][image, :, y, x].view(4, 9).double() / 2
+        edges = []
+        for edge in range(4):
+            p, q = t[edge].softmax(0).tolist(), s[edge].softmax(0).tolist()
+            edges.append(4 * sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True)))
+        values.append(sum(edges) / 4)
+    assert len(levels) >= 2
+    torch.testing.assert_close(
+        float(losses["kd_ld_raw"]), sum(values) / len(values), rtol=1e-4, atol=1e-7
+    )
+
+
+def test_all_levels_of_a_shared_head_are_matched(twins):
+    pairs = (
+        {**LD, "region": "all"},
+        dict(student="bbox_head.gfl_reg", loss="FeatureImitation", name="calls"),
+    )
+    model, inputs, samples = twins("GFL", *pairs)
+    noisy(model.student)
+    kept = []
+    handle = model.student.bbox_head.gfl_reg.register_forward_hook(
+        lambda m, i, out: (out.retain_grad(), kept.append(out))[0]
+    )
+    for name in ("loss_kd_ld", "loss_kd_calls"):
+        kept.clear()
+        losses = model(inputs, copy.deepcopy(samples), mode="loss")
+        losses[name].backward()
+        assert len(kept) == 3
+        # Every position of every level, of every picture.
+        assert all((out.grad.abs().sum(1) > 0).all() for out in kept), name
+    handle.remove()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mixed_precision_keeps_it_finite(twins, kind):
+    pairs = [
+        dict(student="outputs.cls", loss="KLDivergence", activation="sigmoid", region="teacher_score"),
+        dict(student="outputs.box", loss="BoundedRegression", region="main", margin=0.1),
+    ]
+    if kind == "GFL":
+        pairs.append({**LD, "region": "vlr_iou"})
+    model, inputs, samples = twins(kind, *pairs)
+    noisy(model.student)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(inputs, samples, mode="loss")
+        total, _ = model.parse_losses(losses)
+    total.backward()
+    assert torch.isfinite(total)
+    assert all(losses[k].dtype == torch.float32 for k in losses if k.startswith("loss_kd"))
+    assert all(
+        torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None
+    )
+
+
+# -- what cannot be compared -------------------------------------------------------------------
+
+
+def check(student, teacher, outputs, regions=()):
+    DenseHeadAdapter(student, {"teacher": teacher}).check(outputs, regions)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_heads_of_one_kind_can_be_compared(pair, kind):
+    student, teacher, *_ = pair(kind)
+    check(student, teacher, ["cls", "box"], ["main"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "outputs", "words"),
+    [
+        ("GFL", dict(num_classes=7), ["cls"], "number of classes: student 3, teacher 7"),
+        ("GFL", dict(reg_max=16), ["box_bins"], "reg_max: student 8, teacher 16"),
+        ("FCOS", dict(strides=(16, 32)), ["cls"], "strides"),
+        (
+            "ATSS",
+            dict(
+                bbox_coder=dict(
+                    type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[1.0] * 4
+                )
+            ),
+            ["box"],
+            "box coding.*0.1.*1.0",
+        ),
+        (
+            "RetinaNet",
+            dict(
+                anchor_generator=dict(
+                    type="AnchorGenerator",
+                    ratios=[0.5, 2.0],
+                    octave_base_scale=4,
+                    scales_per_octave=1,
+                    strides=list(STRIDES),
+                )
+            ),
+            ["box"],
+            "anchors or points",
+        ),
+        (
+            "RetinaNet",
+            dict(
+                anchor_generator=dict(
+                    type="AnchorGenerator",
+                    ratios=[0.5, 1.0, 2.0],
+                    octave_base_scale=3,
+                    scales_per_octave=1,
+                    strides=list(STRIDES),
+                )
+            ),
+            ["cls"],
+            "anchors a location",
+        ),
+    ],
+)
+def test_what_differs_is_named_with_both_values(tiny, kind, changes, outputs, words):
+    student = tiny.build(own_model(tiny, kind))
+    teacher = tiny.build(own_model(tiny, kind, **changes))
+    with pytest.raises(TeacherError, match=words):
+        check(student, teacher, outputs)
+
+
+def test_another_reg_max_is_no_obstacle_where_bins_are_not_compared(tiny):
+    student, teacher = (tiny.build(own_model(tiny, "GFL", reg_max=m)) for m in (8, 16))
+    check(student, teacher, ["cls", "box"])
+
+
+def test_boxes_of_points_and_of_anchor_centres_do_not_mix(tiny):
+    """FCOS counts from the middle of a cell, GFL from its corner: half a stride apart."""
+    student, teacher = (tiny.build(own_model(tiny, kind)) for kind in ("GFL", "FCOS"))
+    check(student, teacher, ["cls"])
+    with pytest.raises(TeacherError, match="anchors or points: student offset 0"):
+        check(student, teacher, ["box"])
+
+
+def test_what_a_head_does_not_have_is_refused(tiny):
+    gfl, retina, fcos = (tiny.build(own_model(tiny, k)) for k in ("GFL", "RetinaNet", "FCOS"))
+    with pytest.raises(ConfigError, match="box_bins needs a GFL-type student"):
+        check(retina, retina, ["box_bins"])
+    with pytest.raises(ConfigError, match="FCOS has no anchors"):
+        check(fcos, fcos, ["cls"], ["vlr"])
+    with pytest.raises(TeacherError, match="Linear has no dense bbox_head"):
+        check(gfl, torch.nn.Linear(2, 2), ["cls"])
+    other = copy.deepcopy(gfl)
+    other.bbox_head = torch.nn.Linear(2, 2)
+    with pytest.raises(TeacherError, match="teacher 'teacher''s head is a Linear"):
+        check(gfl, other, ["cls"])
+
+
+def test_features_alone_need_no_like_heads(tiny):
+    student = tiny.build(own_model(tiny, "GFL"))
+    check(student, tiny.build(own_model(tiny, "FCOS", num_classes=9)), [])

@@ -1,0 +1,35 @@
+import copy
+
+import pytest
+import torch
+
+from taskdistill.core.errors import ConfigError
+from taskdistill.tasks.detection import DenseHeadAdapter
+from taskdistill.tasks.openmm.adapter import TASK_ADAPTERS, adapter_of_scope
+
+
+def test_scope_finds_its_task():
+    assert adapter_of_scope("mmdet") is DenseHeadAdapter
+    assert TASK_ADAPTERS.get("mmdet") is DenseHeadAdapter
+
+
+def test_unknown_scope_says_which_exist():
+    with pytest.raises(ConfigError, match="mmaction.*mmdet"):
+        adapter_of_scope("mmaction")
+
+
+def test_unknown_names_are_answered_with_near_ones(tiny):
+    task = DenseHeadAdapter(tiny.build(tiny.model()), {})
+    task.check_names(task.outputs, task.regions)
+    with pytest.raises(ConfigError, match=r"no output 'boxbins'. Did you mean 'box_bins'"):
+        task.check_names(["boxbins"], [])
+    with pytest.raises(ConfigError, match=r"no region 'mian'. Did you mean 'main'.*Known: all:"):
+        task.check_names([], ["mian"])
+
+
+def test_a_copy_has_its_own_student_and_the_same_teachers(tiny):
+    student, teacher = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    task = DenseHeadAdapter(student, {"teacher": teacher})
+    copied = copy.deepcopy({"model": student, "task": task})
+    assert copied["task"].student is copied["model"] is not student
+    assert copied["task"].teachers["teacher"] is teacher

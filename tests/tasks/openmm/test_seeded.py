@@ -1,0 +1,97 @@
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from taskdistill.tasks.openmm.seeded import SeededDataset
+
+
+class Noise:
+    """Draws from every generator that augmentations use."""
+
+    metainfo = {"classes": ("a",)}
+
+    def __init__(self):
+        self.pipeline = ["first"]
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        draws = [random.random(), np.random.rand(), torch.rand(()).item()]
+        return torch.tensor([index, *draws], dtype=torch.float64)
+
+    def get_data_info(self, index):
+        return {"index": index}
+
+
+def make(seed=0, epoch=0):
+    dataset = SeededDataset(Noise())
+    dataset.seed, dataset.epoch = seed, epoch
+    return dataset
+
+
+def test_a_sample_depends_on_seed_epoch_and_index_alone():
+    first, second = make(), make()
+    random.seed(99)
+    wanted = [first[i] for i in range(8)]
+    for index in (5, 2, 2, 7):
+        assert torch.equal(second[index], wanted[index])
+    drawn = [tuple(make(s, e)[i].tolist()) for s in (0, 1) for e in (0, 1) for i in (0, 1)]
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_the_surrounding_random_state_is_left_alone():
+    dataset = make()
+    for seed in (1, 2):
+        random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+        expected = [random.random(), np.random.rand(), torch.rand(()).item()]
+        random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+        dataset[3]
+        assert [random.random(), np.random.rand(), torch.rand(()).item()] == expected
+
+
+def test_the_state_is_restored_when_a_sample_fails():
+    class Broken(Noise):
+        def __getitem__(self, index):
+            random.random()
+            raise OSError("unreadable")
+
+    dataset = SeededDataset(Broken())
+    before = random.getstate()
+    with pytest.raises(OSError):
+        dataset[0]
+    assert random.getstate() == before
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_make_no_difference_and_persistent_ones_see_the_epoch(workers):
+    dataset = make(seed=4)
+    loader = DataLoader(
+        dataset, batch_size=3, num_workers=workers, persistent_workers=workers > 0
+    )
+    for epoch in (0, 1, 2):
+        dataset.epoch = epoch
+        found = torch.cat(list(loader))
+        fresh = make(seed=4, epoch=epoch)
+        assert torch.equal(found, torch.stack([fresh[i] for i in range(8)]))
+
+
+def test_everything_else_is_the_wrapped_datasets():
+    dataset = make()
+    assert len(dataset) == 8 and dataset.metainfo == {"classes": ("a",)}
+    assert dataset.get_data_info(2) == {"index": 2}
+    dataset.pipeline = ["second"]  # as mmdet's PipelineSwitchHook does
+    assert dataset.dataset.pipeline == ["second"] == dataset.pipeline
+    with pytest.raises(AttributeError):
+        dataset.no_such_thing  # noqa: B018
+
+
+def test_an_unfinished_copy_does_not_recurse():
+    empty = SeededDataset.__new__(SeededDataset)
+    with pytest.raises(AttributeError):
+        empty.anything  # noqa: B018
+    assert pickle.dumps(Noise())
