@@ -1,4 +1,4 @@
-# Every target installs first; with everything in place that takes a second.
+# Targets install first; with everything in place that takes a second.
 PYTHON ?= python3
 EXTRAS ?= mm,dev
 TASK ?= detection

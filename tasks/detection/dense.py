@@ -218,9 +218,7 @@ def _check_kind(head: Any, whose: str) -> None:
         )
 
 
-def _properties(
-    ours: Any, theirs: Any, outputs: Collection[str]
-) -> list[tuple[str, Any, Any]]:
+def _properties(ours: Any, theirs: Any, outputs: Collection[str]) -> list[tuple[str, Any, Any]]:
     """What has to be equal for positions and numbers to mean the same, with both values."""
     found = [
         ("the number of classes", ours.num_classes, theirs.num_classes),

@@ -27,7 +27,9 @@ def box_distance_iou(anchors: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         [0.1429, 0.0317]
     """
     a, b = anchors[:, None], boxes[None]
-    overlap = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(0)
+    overlap = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(
+        0
+    )
     intersection = overlap.prod(-1)
     area = [(x[..., 2:] - x[..., :2]).clamp(0).prod(-1) for x in (a, b)]
     tiny = torch.finfo(anchors.dtype).tiny

@@ -11,7 +11,7 @@ from .hooks import DistillHook, SafeCheckpointHook
 from .model import DistilledModel
 from .optim import DistillOptimWrapperConstructor
 from .runner import DistillRunner
-from .seeded import SeededDataset
+from .seeded import NumberedSampler, SeededDataset
 
 __all__ = [
     "TASK_ADAPTERS",
@@ -19,6 +19,7 @@ __all__ = [
     "DistillOptimWrapperConstructor",
     "DistillRunner",
     "DistilledModel",
+    "NumberedSampler",
     "SafeCheckpointHook",
     "SeededDataset",
     "TaskAdapter",

@@ -42,7 +42,9 @@ def train(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--amp", action="store_true", help="mixed precision (float16 on a GPU, bfloat16 on a CPU)"
     )
-    parser.add_argument("--auto-scale-lr", action="store_true", help="scale the learning rate to the batch size")
+    parser.add_argument(
+        "--auto-scale-lr", action="store_true", help="scale the learning rate to the batch size"
+    )
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -76,7 +78,9 @@ def test(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("checkpoint", help="checkpoint file")
     parser.add_argument("--out", help="save predictions to this .pkl file")
     parser.add_argument("--show", action="store_true", help="show predictions in a window")
-    parser.add_argument("--show-dir", help="save pictures of predictions in this folder of the work dir")
+    parser.add_argument(
+        "--show-dir", help="save pictures of predictions in this folder of the work dir"
+    )
     parser.add_argument("--tta", action="store_true", help="test-time augmentation")
     args = parser.parse_args(argv)
     cfg = plain_config(_read(args))
@@ -87,7 +91,9 @@ def test(argv: Sequence[str] | None = None) -> None:
         hook = cfg.default_hooks.get("visualization")
         if hook is None:
             raise ConfigError("--show needs default_hooks.visualization in the config.")
-        hook.update(draw=True, show=args.show, **({"test_out_dir": args.show_dir} if args.show_dir else {}))
+        hook.update(
+            draw=True, show=args.show, **({"test_out_dir": args.show_dir} if args.show_dir else {})
+        )
     if args.tta:
         if "tta_model" not in cfg or "tta_pipeline" not in cfg:
             raise ConfigError("--tta needs tta_model and tta_pipeline in the config.")
@@ -109,7 +115,10 @@ def _parser(description: str) -> argparse.ArgumentParser:
         "--cfg-options", nargs="+", action=DictAction, help="override config entries: key=value ..."
     )
     parser.add_argument(
-        "--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none", help="job launcher"
+        "--launcher",
+        choices=["none", "pytorch", "slurm", "mpi"],
+        default="none",
+        help="job launcher",
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     return parser

@@ -83,9 +83,11 @@ def prepare_config(cfg: Config) -> Config:
     loader = cfg.get("train_dataloader")
     if loader:
         loader.dataset = ConfigDict(type="SeededDataset", dataset=loader.dataset)
+        loop = cfg.get("train_cfg") or {}
+        if loop.get("type") == "IterBasedTrainLoop" or loop.get("by_epoch") is False:
+            loader.sampler = ConfigDict(type="NumberedSampler", sampler=loader.sampler)
     cfg.custom_hooks = [
         *(cfg.get("custom_hooks") or []),
         ConfigDict(type="DistillHook", student_config=student_config),
     ]
     return cfg
-

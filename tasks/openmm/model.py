@@ -207,4 +207,3 @@ def _import_student(
     assert isinstance(distiller, nn.Module)
     for key, value in distiller.state_dict().items():
         state_dict[f"{prefix}distiller.{key}"] = value
-

@@ -34,7 +34,12 @@ class DistillRunner(Runner):
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
         """Set up the environment; without a GPU, join the process group by gloo."""
         on_cpu = not torch.cuda.is_available()
-        if self.distributed and on_cpu and self._launcher == "pytorch" and not dist.is_initialized():
+        if (
+            self.distributed
+            and on_cpu
+            and self._launcher == "pytorch"
+            and not dist.is_initialized()
+        ):
             dist.init_process_group("gloo")
         super().setup_env(env_cfg)
 
@@ -45,9 +50,7 @@ class DistillRunner(Runner):
         options = dict(model_wrapper_cfg or {})
         options.pop("type", None)
         options.setdefault("broadcast_buffers", False)
-        options.setdefault(
-            "find_unused_parameters", self.cfg.get("find_unused_parameters", False)
-        )
+        options.setdefault("find_unused_parameters", self.cfg.get("find_unused_parameters", False))
         return MMDistributedDataParallel(module=model, **options)
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> Any:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from multiprocessing import Value
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.registry import DATASETS
+from mmengine.registry import DATA_SAMPLERS, DATASETS
 
-__all__ = ["SeededDataset"]
+__all__ = ["NumberedSampler", "SeededDataset"]
 
 
 @DATASETS.register_module()
 class SeededDataset:
-    """Seed every sample's augmentation by (seed, epoch, index).
+    """Seed every sample's augmentation by (seed, epoch, index, and number of the draw).
 
     mmengine seeds each worker process once; what a sample looks like then depends on how many were
     loaded before it, and a run resumed after an interruption sees other crops than one that was
-    not. Here it depends on nothing but the three numbers, whatever the number of workers. All
-    else is the wrapped dataset's.
+    not. Here it depends on nothing but those numbers, whatever the number of workers. All else is
+    the wrapped dataset's.
+
+    An index at or beyond the dataset's length is ``number * length + index``; training by
+    iterations has no epochs, and :class:`NumberedSampler` counts draws instead.
 
     Args:
         dataset: The dataset, or its config.
@@ -61,18 +64,65 @@ class SeededDataset:
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
+    def get_data_info(self, index: int) -> Any:
+        """The wrapped dataset's; batch samplers ask for the aspect ratio."""
+        return self.dataset.get_data_info(index % len(self))
+
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
         python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        entropy = np.random.SeedSequence([self.seed, self.epoch, int(index)]).generate_state(1)
-        random.seed(int(entropy[0]))
-        np.random.seed(int(entropy[0]))
-        torch.manual_seed(int(entropy[0]))
+        number, index = divmod(int(index), len(self))
+        sequence = np.random.SeedSequence([self.seed, self.epoch, index, number])
+        seed = int(sequence.generate_state(1)[0])
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
         try:
             return self.dataset[index]
         finally:  # without workers, the model's own randomness goes on undisturbed
             random.setstate(python)
             np.random.set_state(numpy)
             torch.set_rng_state(torch_state)
+
+
+@DATA_SAMPLERS.register_module()
+class NumberedSampler:
+    """Tell a :class:`SeededDataset` how many samples were drawn before each.
+
+    Training by iterations goes over the data again and again without an epoch to count; by the
+    number of the draw a sample is augmented otherwise every time.
+
+    Args:
+        sampler: Config of the sampler to number.
+        dataset: As mmengine passes it.
+        seed: As mmengine passes it.
+    """
+
+    def __init__(
+        self, sampler: Mapping[str, Any], dataset: SeededDataset, seed: int | None = None
+    ) -> None:
+        self.sampler = DATA_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=seed))
+        self.dataset = dataset
+        self._number = 0
+
+    def __iter__(self) -> Iterator[int]:
+        for index in self.sampler:
+            # Counted before it is given away: the loader may never come back for more.
+            self._number += 1
+            yield (self._number - 1) * len(self.dataset) + index
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "sampler":  # not there yet while unpickling
+            raise AttributeError(name)
+        found = getattr(self.sampler, name)
+        return self._skip if name == "skip" else found
+
+    def _skip(self, count: int) -> None:
+        """Go on where a run to be resumed had come to; offered where the sampler offers it."""
+        self.sampler.skip(count)
+        self._number += count

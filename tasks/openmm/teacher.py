@@ -93,7 +93,9 @@ def _local_checkpoint(checkpoint: str) -> str:
         try:
             torch.hub.download_url_to_file(checkpoint, target)
         except OSError as error:
-            raise TeacherError(f"Teacher checkpoint {checkpoint!r} cannot be downloaded: {error}") from error
+            raise TeacherError(
+                f"Teacher checkpoint {checkpoint!r} cannot be downloaded: {error}"
+            ) from error
     return target
 
 

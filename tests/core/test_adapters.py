@@ -41,6 +41,8 @@ def test_maps_meet_at_the_teacher_s_channels_and_the_smaller_size(
     adapter = make_adapter(student, teacher, kind)
     s, t = adapter(student, teacher)
     assert s.shape == t.shape == (batch, theirs, min(h, th), min(w, tw))
+    if kind == "conv3x3":
+        assert isinstance(adapter.project, nn.Conv2d) and adapter.project.kernel_size == (3, 3)
     projects = kind.startswith("conv") or (kind == "auto" and ours != theirs)
     assert (len(list(adapter.parameters())) > 0) == projects
 

@@ -88,7 +88,7 @@ def _write_split(folder: Path, split: str, count: int, seed: int, empty: tuple[i
     for i in range(count):
         pixels = rng.integers(60, 140, (64, 64, 3), dtype=np.uint8)
         for _ in range(0 if i in empty else int(rng.integers(1, 4))):
-            w, h = (int(v) for v in rng.integers(14, 36, 2))
+            w, h = (int(v) for v in rng.integers(14, 50, 2))
             x, y = int(rng.integers(0, 64 - w)), int(rng.integers(0, 64 - h))
             label = int(rng.integers(3))
             pixels[y : y + h, x : x + w] = _COLOURS[label]
@@ -283,9 +283,7 @@ class Tiny:
             sampler=dict(type="DefaultSampler", shuffle=False),
             dataset=dataset("val", test_pipeline, test_mode=True),
         )
-        evaluator = dict(
-            type="CocoMetric", ann_file=str(self.data / "val.json"), metric="bbox"
-        )
+        evaluator = dict(type="CocoMetric", ann_file=str(self.data / "val.json"), metric="bbox")
         config: dict[str, Any] = dict(
             default_scope="mmdet",
             custom_imports=dict(imports=["tiny_parts"], allow_failed_imports=False),
@@ -294,9 +292,7 @@ class Tiny:
                 batch_size=4,
                 num_workers=0,
                 sampler=dict(type="DefaultSampler", shuffle=True),
-                dataset=dataset(
-                    "train", train_pipeline, filter_cfg=dict(filter_empty_gt=False)
-                ),
+                dataset=dataset("train", train_pipeline, filter_cfg=dict(filter_empty_gt=False)),
             ),
             val_dataloader=val,
             test_dataloader=copy.deepcopy(val),
@@ -334,9 +330,7 @@ class Tiny:
                 mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
                 dist_cfg=dict(backend="gloo"),
             ),
-            visualizer=dict(
-                type="DetLocalVisualizer", vis_backends=[dict(type="LocalVisBackend")]
-            ),
+            visualizer=dict(type="DetLocalVisualizer", vis_backends=[dict(type="LocalVisBackend")]),
             log_processor=dict(type="LogProcessor", window_size=1, by_epoch=True),
             log_level="WARNING",
             load_from=None,

@@ -5,7 +5,6 @@ model = dict(
     neck=dict(in_channels=[64, 128, 256], out_channels=64),
     bbox_head=dict(in_channels=64, feat_channels=64, stacked_convs=2),
 )
-optim_wrapper = dict(optimizer=dict(lr=2e-3))
 max_epochs = 16
 param_scheduler = [
     dict(

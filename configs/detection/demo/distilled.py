@@ -3,7 +3,7 @@ _base_ = "student.py"
 distill = dict(
     teacher=dict(
         config="configs/detection/demo/teacher.py",
-        checkpoint="work_dirs/demo/detection/teacher/epoch_12.pth",
+        checkpoint="work_dirs/demo/detection/teacher/epoch_10.pth",
     ),
     pairs=[
         # Pearson-type imitation of the pyramid: what a channel says where, not how loudly.

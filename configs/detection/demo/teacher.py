@@ -5,4 +5,16 @@ model = dict(
     neck=dict(in_channels=[64, 128, 256], out_channels=64),
     bbox_head=dict(in_channels=64, feat_channels=64, stacked_convs=2),
 )
-optim_wrapper = dict(optimizer=dict(lr=2e-3))
+# Half the student's learning rate: the wider network needs less.
+param_scheduler = [
+    dict(
+        type="OneCycleLR",
+        eta_max=2e-3,
+        total_steps=10,
+        by_epoch=True,
+        begin=0,
+        end=10,
+        convert_to_iter_based=True,
+        pct_start=0.25,
+    )
+]

@@ -155,8 +155,20 @@ def test_every_pair_is_zero_against_oneself(twins, kind):
     pairs = [
         dict(student="neck", loss="FeatureImitation", name="neck"),
         dict(student="backbone.layer*", loss="FeatureImitation", name="layers"),
-        dict(student="outputs.cls", loss="KLDivergence", activation="sigmoid", region="all", name="all"),
-        dict(student="outputs.cls", loss="KLDivergence", activation="sigmoid", region="main", name="main"),
+        dict(
+            student="outputs.cls",
+            loss="KLDivergence",
+            activation="sigmoid",
+            region="all",
+            name="all",
+        ),
+        dict(
+            student="outputs.cls",
+            loss="KLDivergence",
+            activation="sigmoid",
+            region="main",
+            name="main",
+        ),
         # Units that differ would make the student better or worse than itself.
         dict(**box, region="main", margin=1e6, name="box"),
     ]
@@ -170,9 +182,7 @@ def test_every_pair_is_zero_against_oneself(twins, kind):
             assert abs(float(losses[f"kd_{p['name']}_raw"])) < 1e-6, p["name"]
     # With a margin that keeps every box active, its value is the error of the positives.
     teacher = model.distiller.teachers["teacher"].model
-    context, *_ = context_of(
-        model.student, teacher, inputs, samples, ["box"], ["main"]
-    )
+    context, *_ = context_of(model.student, teacher, inputs, samples, ["box"], ["main"])
     error = (context.teachers["teacher"]["box"] - context.targets["box"]).square().sum(-1)
     main = context.regions["main"].weight.bool()
     assert main.sum() >= 4
@@ -313,7 +323,9 @@ def test_localization_distillation_by_a_slow_loop(twins, region):
         edges = []
         for edge in range(4):
             p, q = t[edge].softmax(0).tolist(), s[edge].softmax(0).tolist()
-            edges.append(4 * sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True)))
+            edges.append(
+                4 * sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True))
+            )
         values.append(sum(edges) / 4)
     assert len(levels) >= 2
     torch.testing.assert_close(
@@ -345,7 +357,9 @@ def test_all_levels_of_a_shared_head_are_matched(twins):
 @pytest.mark.parametrize("kind", KINDS)
 def test_mixed_precision_keeps_it_finite(twins, kind):
     pairs = [
-        dict(student="outputs.cls", loss="KLDivergence", activation="sigmoid", region="teacher_score"),
+        dict(
+            student="outputs.cls", loss="KLDivergence", activation="sigmoid", region="teacher_score"
+        ),
         dict(student="outputs.box", loss="BoundedRegression", region="main", margin=0.1),
     ]
     if kind == "GFL":
@@ -358,9 +372,7 @@ def test_mixed_precision_keeps_it_finite(twins, kind):
     total.backward()
     assert torch.isfinite(total)
     assert all(losses[k].dtype == torch.float32 for k in losses if k.startswith("loss_kd"))
-    assert all(
-        torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None
-    )
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
 # -- what cannot be compared -------------------------------------------------------------------

@@ -225,7 +225,9 @@ def _bad_annotations(tiny, folder):
 def _nan(tiny, folder):
     pairs = [
         dict(student="neck", loss="FeatureImitation", name="fine"),
-        dict(student="neck[0]", loss="tiny_parts:NanLoss", name="broken", start=1, teacher="neck[0]"),
+        dict(
+            student="neck[0]", loss="tiny_parts:NanLoss", name="broken", start=1, teacher="neck[0]"
+        ),
     ]
     return distilled(tiny, pairs=pairs)
 
@@ -239,7 +241,10 @@ def _too_heavy(tiny, folder):
     [
         (_no_teacher, ["CheckpointError", "gone.pth", "does not exist"]),
         (_cut_teacher, ["CheckpointError", "cut.pth", "truncated"]),
-        (_other_teacher, ["CheckpointError", "another architecture", "other shape", "conv1.weight"]),
+        (
+            _other_teacher,
+            ["CheckpointError", "another architecture", "other shape", "conv1.weight"],
+        ),
         (_evil_teacher, ["CheckpointError", "would run code"]),
         (_no_teacher_config, ["ConfigError", "configs/gone.py"]),
         (_teacher_with(num_classes=5), ["TeacherError", "classes: student 3, teacher 5"]),

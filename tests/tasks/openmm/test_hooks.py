@@ -357,7 +357,9 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(mmengine.fileio, "get_file_backend", get_file_backend)
     monkeypatch.setattr("mmengine.fileio.io.get_file_backend", get_file_backend, raising=False)
-    monkeypatch.setattr("mmengine.runner.checkpoint.get_file_backend", get_file_backend, raising=False)
+    monkeypatch.setattr(
+        "mmengine.runner.checkpoint.get_file_backend", get_file_backend, raising=False
+    )
     with pytest.raises(CheckpointError, match="the disk is full.*epoch_1.pth' is intact.*--resume"):
         runner.train()
     assert sorted(p.name for p in tmp_path.rglob("*.pth*")) == ["epoch_1.pth"]

@@ -43,7 +43,9 @@ def test_it_holds_the_student_and_adapters_and_nothing_of_the_teacher(build, tin
     assert model.state_dict()._metadata.keys() >= plain.state_dict()._metadata.keys()
     names = {name for name, _ in model.named_parameters()}
     students = {f"student.{name}" for name, _ in plain.named_parameters()}
-    adapters = {f"distiller.adapters.neck.{i}.project.{p}" for i in range(3) for p in ("weight", "bias")}
+    adapters = {
+        f"distiller.adapters.neck.{i}.project.{p}" for i in range(3) for p in ("weight", "bias")
+    }
     assert names == students | adapters
     teacher = model.distiller.teachers["teacher"].model
     ours = {id(t) for t in [*model.parameters(), *model.buffers()]}
@@ -84,7 +86,11 @@ def test_it_predicts_as_the_student(build, tiny):
         assert len(a.pred_instances) > 0
         assert torch.equal(a.pred_instances.bboxes, b.pred_instances.bboxes)
         assert torch.equal(a.pred_instances.scores, b.pred_instances.scores)
-    assert all(torch.equal(a, b) for x, y in zip(raw, expected, strict=True) for a, b in zip(x, y, strict=True))
+    assert all(
+        torch.equal(a, b)
+        for x, y in zip(raw, expected, strict=True)
+        for a, b in zip(x, y, strict=True)
+    )
     assert model.bbox_head is model.student.bbox_head  # attributes are the student's
 
 
@@ -94,7 +100,9 @@ def test_the_students_own_losses_are_those_of_plain_training(build, tiny):
     plain.load_state_dict(model.state_dict())
     inputs, samples = tiny.batch(plain)
     ours, theirs = model(inputs, samples, mode="loss"), plain(inputs, samples, mode="loss")
-    extra = {f"{a}kd_{n}{b}" for n in ("neck", "cls", "ld") for a, b in (("loss_", ""), ("", "_raw"))}
+    extra = {
+        f"{a}kd_{n}{b}" for n in ("neck", "cls", "ld") for a, b in (("loss_", ""), ("", "_raw"))
+    }
     assert set(ours) - set(theirs) == extra
     for key, value in theirs.items():
         torch.testing.assert_close(ours[key], value, rtol=0, atol=0)
@@ -179,7 +187,11 @@ def test_a_stage_scales_the_students_own_losses(build, tiny):
 def test_a_batch_without_objects_gives_zero_for_regions_of_positives(build, tiny, kind):
     pairs = [dict(student="outputs.box", loss="BoundedRegression", region="main", name="box")]
     if kind == "GFL":
-        pairs += [LD, {**LD, "region": "vlr_iou", "name": "vlr"}, {**LD, "region": "main_score", "name": "s"}]
+        pairs += [
+            LD,
+            {**LD, "region": "vlr_iou", "name": "vlr"},
+            {**LD, "region": "main_score", "name": "s"},
+        ]
     model = build(*pairs, NECK, kind=kind)
     inputs, samples = tiny.batch(model, "3", "7")
     assert all(len(sample.gt_instances) == 0 for sample in samples)
@@ -275,7 +287,11 @@ def test_two_teachers_each_with_their_own_pairs(build, tiny):
     cfg = tiny.wrap(tiny.config(distill=distill), tiny.folder)
     model = MODELS.build(cfg.model)
     losses = model(*tiny.batch(model), mode="loss")
-    assert {k for k in losses if k.startswith("loss_kd")} == {"loss_kd_a", "loss_kd_b", "loss_kd_ld"}
+    assert {k for k in losses if k.startswith("loss_kd")} == {
+        "loss_kd_a",
+        "loss_kd_b",
+        "loss_kd_ld",
+    }
     assert len(list(model.distiller.adapters["a"].parameters())) == 6
     assert not list(model.distiller.adapters["b"].parameters())
 

@@ -16,7 +16,9 @@ def test_the_adapters_are_one_more_group_with_the_base_settings(tiny, tmp_path):
     groups = groups_of(tiny.runner(tiny.config(distill=tiny.distill()), tmp_path))
     assert len(groups) == 2
     assert all(name.startswith("student.") for name in groups[0]["params"])
-    adapters = [f"distiller.adapters.neck.{i}.project.{p}" for i in range(3) for p in ("weight", "bias")]
+    adapters = [
+        f"distiller.adapters.neck.{i}.project.{p}" for i in range(3) for p in ("weight", "bias")
+    ]
     assert groups[1]["params"] == adapters
     assert groups[1]["lr"] == 1e-3 and groups[1]["weight_decay"] == 0.05
 

@@ -1,3 +1,4 @@
+import itertools
 import pickle
 import random
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from taskdistill.tasks.openmm.seeded import SeededDataset
+from taskdistill.tasks.openmm.seeded import NumberedSampler, SeededDataset
 
 
 class Noise:
@@ -70,9 +71,7 @@ def test_the_state_is_restored_when_a_sample_fails():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_make_no_difference_and_persistent_ones_see_the_epoch(workers):
     dataset = make(seed=4)
-    loader = DataLoader(
-        dataset, batch_size=3, num_workers=workers, persistent_workers=workers > 0
-    )
+    loader = DataLoader(dataset, batch_size=3, num_workers=workers, persistent_workers=workers > 0)
     for epoch in (0, 1, 2):
         dataset.epoch = epoch
         found = torch.cat(list(loader))
@@ -94,4 +93,37 @@ def test_an_unfinished_copy_does_not_recurse():
     empty = SeededDataset.__new__(SeededDataset)
     with pytest.raises(AttributeError):
         empty.anything  # noqa: B018
-    assert pickle.dumps(Noise())
+    unfinished = NumberedSampler.__new__(NumberedSampler)
+    with pytest.raises(AttributeError):
+        unfinished.anything  # noqa: B018
+    assert len(pickle.loads(pickle.dumps(Noise()))) == 8
+
+
+def numbered(dataset, kind="InfiniteSampler"):
+    return NumberedSampler(dict(type=kind, shuffle=True), dataset=dataset, seed=5)
+
+
+def test_without_epochs_a_sample_is_augmented_otherwise_every_time():
+    dataset = make()
+    drawn = torch.stack([dataset[i] for i in itertools.islice(iter(numbered(dataset)), 24)])
+    assert sorted(drawn[:, 0].tolist()) == sorted([*range(8)] * 3)
+    assert len({tuple(row.tolist()) for row in drawn[:, 1:]}) == 24
+    assert dataset.get_data_info(2 * 8 + 3) == {"index": 3}
+
+
+def test_draws_go_on_after_a_skip_as_without_one():
+    dataset = make()
+    whole = list(itertools.islice(iter(numbered(dataset)), 24))
+    resumed = numbered(dataset)
+    resumed.skip(10)
+    assert list(itertools.islice(iter(resumed), 14)) == whole[10:]
+
+
+def test_a_sampler_that_ends_goes_on_counting_and_cannot_skip():
+    sampler = numbered(make(), "DefaultSampler")
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert [i // 8 for i in first + second] == list(range(16)) and len(sampler) == 8
+    assert sorted(i % 8 for i in second) == list(range(8))
+    assert not hasattr(sampler, "skip")

@@ -126,7 +126,9 @@ def test_weights_of_another_architecture_are_listed(tiny, student):
 
 
 @pytest.mark.parametrize("content", [RunsCode(), UsesGetattr()])
-def test_a_checkpoint_with_code_in_it_is_refused_and_not_run(tiny, student, tmp_path, content, monkeypatch):
+def test_a_checkpoint_with_code_in_it_is_refused_and_not_run(
+    tiny, student, tmp_path, content, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "evil.pth"
     torch.save({"state_dict": {"a": torch.zeros(1)}, "more": content}, path)
