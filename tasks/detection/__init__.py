@@ -3,7 +3,7 @@
 Importing it registers both by name.
 """
 
-from .data import datasets as _datasets  # registers them
+from .data.datasets import BCCD, DigitScenes
 from .dense import DenseHeadAdapter
 
-__all__ = ["DenseHeadAdapter"]
+__all__ = ["BCCD", "DenseHeadAdapter", "DigitScenes"]

@@ -57,7 +57,7 @@ class DenseHeadAdapter(TaskAdapter):
         "main_score": "the student's positives, by the student's top class score",
         "vlr": "the valuable localization region without the positives, each counting 1",
         "vlr_iou": "the same, by IoU with the ground truth",
-        "teacher_score": "every position, by the teacher's top class score",
+        "teacher_score": "every position, by the teacher's top class score (of several: the largest)",
     }
 
     # -- how to run ----------------------------------------------------------------------------
@@ -124,7 +124,11 @@ class DenseHeadAdapter(TaskAdapter):
         raw = seen.calls("bbox_head")[0]
         head = _head(self.student)
         student = _outputs(head, raw, outputs)
-        teachers = {n: _outputs(_head(self.teachers[n]), out, outputs) for n, out in asked.items()}
+        teachers = {
+            name: _outputs(_head(self.teachers[name]), out, outputs)
+            for name, out in asked.items()
+            if out is not None
+        }
         with torch.no_grad():
             targets = self._targets(head, raw, data_samples, want_boxes="box" in outputs)
             found = {
@@ -141,7 +145,7 @@ class DenseHeadAdapter(TaskAdapter):
             points = head.prior_generator.grid_priors(sizes, dtype=raw[1][0].dtype, device=device)
             labels, targets = head.get_targets(points, boxes)
             labels = torch.cat([x.view(images, -1) for x in labels], 1).flatten()
-            strides = [1.0 if head.norm_on_bbox else s for s in head.strides]
+            strides = [1.0 if head.norm_on_bbox else float(s) for s in _strides(head)]
             distances = [x.view(images, -1, 4) / s for x, s in zip(targets, strides, strict=True)]
             positive = (labels >= 0) & (labels < head.num_classes)
             numbers = torch.cat(distances, 1).flatten(0, 1) * positive[:, None]
@@ -177,8 +181,13 @@ class DenseHeadAdapter(TaskAdapter):
         elif name == "main_score":
             weight = _top_score(head, raw) * targets.positive
         elif name == "teacher_score":
-            teacher = next(iter(asked))
-            score = _top_score(_head(self.teachers[teacher]), asked[teacher])
+            # One that only features are asked of stops before its head and has no output.
+            scores = [
+                _top_score(_head(self.teachers[teacher]), out)
+                for teacher, out in asked.items()
+                if out is not None
+            ]
+            score = torch.stack(scores).amax(0)
             weight = score * targets.counted
         else:
             iou = self._valuable(head, raw, data_samples) * targets.counted * ~targets.positive

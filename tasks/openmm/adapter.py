@@ -47,7 +47,7 @@ class TaskAdapter(ABC):
         return type(self)(copy.deepcopy(self.student, memo), self.teachers)
 
     @classmethod
-    def check_data(cls, cfg: Config) -> None:
+    def check_data(cls, cfg: Config) -> None:  # noqa: B027 - not every task has something to see
         """Look at the datasets of a config before anything is built from it.
 
         Raises:

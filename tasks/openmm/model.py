@@ -43,8 +43,10 @@ class DistilledModel(BaseModel):
             recipe do not go together; before any training.
     """
 
+    student: Any
+
     def __init__(
-        self, student: Mapping[str, Any] | nn.Module, distill: Mapping[str, Any], scope: str
+        self, student: dict[str, Any] | nn.Module, distill: Mapping[str, Any], scope: str
     ) -> None:
         for key in distill:
             if key not in _OPTIONS:
@@ -58,7 +60,7 @@ class DistilledModel(BaseModel):
                     f"Pair name {pair.name!r} contains 'loss', by which mmengine picks what to add "
                     "up; its raw figure would be counted. Choose another name."
                 )
-        module = student if isinstance(student, nn.Module) else MODELS.build(student)
+        module: Any = student if isinstance(student, nn.Module) else MODELS.build(student)
         super().__init__(data_preprocessor=module.data_preprocessor)
         self.student = module
         configs = _teacher_configs(distill)

@@ -36,7 +36,7 @@ class DistillOptimWrapperConstructor:
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Build the optimizer wrapper for a (possibly data-parallel) distilled model."""
-        inner = getattr(model, "module", model)
+        inner: Any = getattr(model, "module", model)
         build = OPTIM_WRAPPER_CONSTRUCTORS.build(
             dict(
                 type=self.constructor,

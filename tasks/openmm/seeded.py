@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from multiprocessing import Value
 from typing import Any
 
@@ -30,8 +30,8 @@ class SeededDataset:
         dataset: The dataset, or its config.
     """
 
-    def __init__(self, dataset: Mapping[str, Any] | Any) -> None:
-        self.dataset = DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
+    def __init__(self, dataset: dict[str, Any] | Any) -> None:
+        self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
         self.seed = 0
         # Shared memory: workers that live on over epochs must see it change.
         self._epoch = Value("q", 0)
@@ -101,7 +101,7 @@ class NumberedSampler:
     """
 
     def __init__(
-        self, sampler: Mapping[str, Any], dataset: SeededDataset, seed: int | None = None
+        self, sampler: dict[str, Any], dataset: SeededDataset, seed: int | None = None
     ) -> None:
         self.sampler = DATA_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=seed))
         self.dataset = dataset

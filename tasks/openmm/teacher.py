@@ -34,6 +34,8 @@ def _scheduler_attribute(owner: Any, name: str) -> Any:
     return getattr(owner, name)
 
 
+_numpy: Any = np._core.multiarray  # type: ignore[attr-defined]  # how numpy pickles its arrays
+
 # What mmengine puts into a checkpoint beside tensors: scalar histories and numpy numbers. None of
 # these runs code of the file when rebuilt. Older files name numpy's modules by their old path.
 SAFE_GLOBALS: list[Any] = [
@@ -43,10 +45,10 @@ SAFE_GLOBALS: list[Any] = [
     np.ndarray,
     np.dtype,
     *(type(np.dtype(kind)) for kind in "fdlqiIbB?"),
-    np._core.multiarray._reconstruct,
-    np._core.multiarray.scalar,
-    (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+    _numpy._reconstruct,
+    _numpy.scalar,
+    (_numpy._reconstruct, "numpy.core.multiarray._reconstruct"),
+    (_numpy.scalar, "numpy.core.multiarray.scalar"),
 ]
 
 _KEYS = ("config", "checkpoint", "strict", "precision", "compile")
@@ -166,8 +168,8 @@ def build_teacher(config: Mapping[str, Any], student: nn.Module, name: str) -> F
             f"Teacher {name!r} has no 'checkpoint': an untrained teacher teaches nothing. Give the "
             "path of its trained weights."
         )
-    scope = cfg.get("default_scope") or DefaultScope.get_current_instance().scope_name
-    with DefaultScope.overwrite_default_scope(scope):
+    # Without one of its own, the teacher's config is read in the student's scope.
+    with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
         model = MODELS.build(cfg.model)
     sha256 = load_weights(
         model,
@@ -176,12 +178,14 @@ def build_teacher(config: Mapping[str, Any], student: nn.Module, name: str) -> F
         safe_globals=SAFE_GLOBALS,
     )
     ours, theirs = (getattr(m, "data_preprocessor", None) for m in (student, model))
-    alike = ours is None or theirs is None or _normalise_alike(ours, theirs)
+    preprocess = None
+    if ours is not None and theirs is not None and not _normalise_alike(ours, theirs):
+        preprocess = _OwnNormalisation(ours, theirs)
     return FrozenTeacher(
         model,
         precision=config.get("precision"),
         compile=config.get("compile", False),
-        preprocess=None if alike else _OwnNormalisation(ours, theirs),
+        preprocess=preprocess,
         sha256=sha256,
         source=str(checkpoint),
     )

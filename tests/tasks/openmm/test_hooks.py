@@ -99,7 +99,7 @@ def test_every_checkpoint_loads_strictly_into_the_plain_model_elsewhere(tiny, ru
     files, expected = [], {}
     plain = tiny.build(tiny.model(neck=dict(type="DropoutFPN")))
     inputs, _ = tiny.batch(plain, "0", "1", split="val")
-    for name, runner in runs.items():
+    for runner in runs.values():
         written = sorted(str(p) for p in Path(runner.work_dir).glob("*.pth"))
         kinds = {os.path.basename(p).split("_")[0] for p in written}
         assert kinds == {"epoch", "best"}, written
