@@ -57,7 +57,7 @@ class DenseHeadAdapter(TaskAdapter):
         "main_score": "the student's positives, by the student's top class score",
         "vlr": "the valuable localization region without the positives, each counting 1",
         "vlr_iou": "the same, by IoU with the ground truth",
-        "teacher_score": "every position, by the teacher's top class score (of several: the largest)",
+        "teacher_score": "every position, by the largest top class score of the teachers",
     }
 
     # -- how to run ----------------------------------------------------------------------------

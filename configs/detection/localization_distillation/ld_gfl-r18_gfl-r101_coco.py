@@ -1,10 +1,10 @@
 # Localization distillation on COCO, the paper's setting: GFL ResNet-101 (2x) -> ResNet-18 (1x).
 # Zheng et al., CVPR 2022: 35.8 AP alone, 37.5 with LD in both regions and KD (their README).
 #
-# mmdet and the authors' code average over the n+1 = 17 bins (or the 80 classes) and divide sums over
-# positions by fixed numbers; here a term is a sum over bins and a mean over positions. At their
-# 3 images a GPU, with some 100 positives of mean score 0.3 and 400 valuable anchors of mean IoU 0.3,
-# their weights come to
+# mmdet and the authors' code average over the n+1 = 17 bins (or the 80 classes) and divide sums
+# over positions by fixed numbers; here a term is a sum over bins and a mean over positions. At
+# their 3 images a GPU, with some 100 positives of mean score 0.3 and 400 valuable anchors of mean
+# IoU 0.3, their weights come to
 #   LD, main:  0.25 * (100 * 0.3) / 17          = 0.45   (their average factor 4 is for the edges)
 #   LD, VLR:   0.25 * (400 * 0.3) * (4 / 16) / 17 = 0.45
 #   KD, main:  10 / 80                           = 0.125
