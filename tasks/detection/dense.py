@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mmdet.models.dense_heads import AnchorHead, FCOSHead, GFLHead
+from mmdet.models.dense_heads import AnchorHead, FCOSHead, GFLHead, TOODHead, VFNetHead
 from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
 from mmdet.models.utils import unpack_gt_instances
 from mmdet.utils import reduce_mean
@@ -220,7 +220,8 @@ def _head(model: nn.Module) -> Any:
 
 
 def _check_kind(head: Any, whose: str) -> None:
-    if not isinstance(head, (AnchorHead, FCOSHead)):
+    # The last two descend from these and mean something else by their box numbers.
+    if not isinstance(head, (AnchorHead, FCOSHead)) or isinstance(head, (TOODHead, VFNetHead)):
         raise TeacherError(
             f"The {whose}'s head is a {type(head).__name__}; outputs of GFL, ATSS, RetinaNet and "
             "FCOS-type heads can be compared. Features of any detector can be matched by taps."

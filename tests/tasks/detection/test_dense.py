@@ -2,9 +2,11 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+from mmdet.models.dense_heads import SABLRetinaHead, TOODHead, VFNetHead
 from mmdet.models.utils import unpack_gt_instances
 from mmengine.registry import MODELS
 
@@ -466,6 +468,14 @@ def test_what_a_head_does_not_have_is_refused(tiny):
     other.bbox_head = torch.nn.Linear(2, 2)
     with pytest.raises(TeacherError, match="teacher 'teacher''s head is a Linear"):
         check(gfl, other, ["cls"])
+
+
+@pytest.mark.parametrize("kind", [TOODHead, VFNetHead, SABLRetinaHead])
+def test_heads_with_other_box_numbers_are_refused(kind):
+    """Though the first two descend from ATSS and FCOS."""
+    model = SimpleNamespace(bbox_head=kind.__new__(kind))
+    with pytest.raises(TeacherError, match=f"student's head is a {kind.__name__}"):
+        DenseHeadAdapter(model, {}).check(["cls"], [])
 
 
 def test_features_alone_need_no_like_heads(tiny):

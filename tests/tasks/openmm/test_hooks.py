@@ -251,7 +251,10 @@ def test_resume_with_persistent_workers_and_ema_equals_the_uninterrupted_run(
     assert_equal(first["ema_state_dict"], second["ema_state_dict"], "ema")
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+WORKERS = [0, pytest.param(2, marks=pytest.mark.slow)]  # torch takes 10 s to end the processes
+
+
+@pytest.mark.parametrize("workers", WORKERS)
 def test_the_number_of_workers_makes_no_difference(tiny, runs, run_config, tmp_path, workers):
     config = copy.deepcopy(run_config)
     config["train_cfg"].update(max_epochs=1)
@@ -284,7 +287,7 @@ def iteration_config(tiny, **distill):
     return config
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", WORKERS)
 def test_training_by_iterations_resumes_equal_too(tiny, tmp_path, workers):
     config = iteration_config(tiny)
     config["train_dataloader"].update(num_workers=workers, persistent_workers=workers > 0)

@@ -134,7 +134,7 @@ def test_two_processes_train_one_student(tiny, tmp_path):
     config["custom_imports"]["imports"].append("rank_hook")
     config["default_hooks"]["checkpoint"].update(save_best="coco/bbox_mAP_50", rule="greater")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--master_port", "29517", str(TRAIN), tiny.write(config), "--launcher", "pytorch"]
+    command += ["--standalone", str(TRAIN), tiny.write(config), "--launcher", "pytorch"]
     env = {**tiny.env, "PYTHONPATH": f"{tmp_path}{os.pathsep}{tiny.env['PYTHONPATH']}"}
     done = subprocess.run(
         [*command, "--work-dir", str(tmp_path / "run")], env=env, capture_output=True, text=True
