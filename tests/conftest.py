@@ -6,10 +6,16 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import random  # noqa: E402
+import signal  # noqa: E402
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+# A shell starts its background jobs with Ctrl-C ignored, and their children inherit that; the tests
+# of Ctrl-C need it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples on every run and machine; a slow machine is no failure.
 hypothesis.settings.register_profile("taskdistill", deadline=None, derandomize=True)
