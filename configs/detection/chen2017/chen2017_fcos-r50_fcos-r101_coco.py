@@ -1,18 +1,6 @@
 # Chen et al., NeurIPS 2017, on a dense detector: hint on the pyramid through 1x1 adapters,
 # class-weighted soft loss, teacher-bounded regression. FCOS ResNet-101 -> ResNet-50 on COCO.
-# The paper halves the hard class loss beside the soft one (mu = 0.5); here it keeps its weight.
-_base_ = "mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py"
+_base_ = ["mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py", "../_base_/chen2017_pairs.py"]
 distill = dict(
     teacher=dict(config="mmdet::fcos/fcos_r101-caffe_fpn_gn-head-1x_coco.py"),
-    pairs=[
-        dict(student="neck", loss="Hint", adapter="conv1x1", weight=0.5),
-        dict(
-            student="outputs.cls",
-            loss="WeightedSoftCrossEntropy",
-            activation="sigmoid",
-            region="main",
-            weight=0.5,
-        ),
-        dict(student="outputs.box", loss="BoundedRegression", region="main", weight=0.5),
-    ],
 )
