@@ -45,6 +45,7 @@ class Job:
         metric: Validation figure to show while it runs, as it is called in the log.
         signature: Stands for everything that decides the outcome; another signature, another run.
         needs: Names of the jobs that have to be over first.
+        exclusive: Runs with nothing beside it, on all cores: what the others wait for.
         effort: Expected cost relative to the other jobs, for the first estimate of the time left.
         evaluate: Command line that validates the finished checkpoint. Used where the run was
             interrupted between its last checkpoint and its last validation.
@@ -58,6 +59,7 @@ class Job:
     metric: str
     signature: str
     needs: tuple[str, ...] = ()
+    exclusive: bool = False
     effort: float = 1.0
     evaluate: tuple[str, ...] = ()
 
@@ -275,6 +277,10 @@ class JobQueue:
             and all(self._states[name].status == "finished" for name in state.job.needs)
         ]
         starting = ready[: max(0, self.slots - len(self._running))]
+        exclusive = [state for state in ready if state.job.exclusive]
+        if self._running and (exclusive or self._exclusive_runs()):
+            return
+        starting = exclusive[:1] or starting
         # Threads are dealt out at the start: a job that begins alone gets all the cores.
         threads = max(1, self.cores // max(1, len(self._running) + len(starting)))
         for state in starting:
@@ -287,6 +293,9 @@ class JobQueue:
                 f"thread{'s' if threads > 1 else ''} ({state.job.work_dir / CONSOLE_FILE})"
             )
             self._spawn(state, state.job.command)
+
+    def _exclusive_runs(self) -> bool:
+        return any(s.job.exclusive for s in self._states.values() if s.status == "running")
 
     def _prepare(self, state: JobState) -> None:
         job = state.job
@@ -483,10 +492,13 @@ def _play(states: Sequence[JobState], left: Mapping[str, float], slots: int) -> 
     ends = {state.job.name: 0.0 for state in states if state.status == "finished"}
     active = {s.job.name: left[s.job.name] for s in states if s.status == "running"}
     waiting = [s.job for s in states if s.status not in ("finished", "running")]
+    jobs = [state.job for state in states]
     now = 0.0
     while active or waiting:
         for job in list(waiting):
-            if len(active) < slots and all(name in ends for name in job.needs):
+            alone = job.exclusive or any(j.exclusive for j in jobs if j.name in active)
+            room = not active if alone else len(active) < slots
+            if room and all(name in ends for name in job.needs):
                 active[job.name] = now + left[job.name]
                 waiting.remove(job)
         if not active:

@@ -241,6 +241,7 @@ def plan(configs: Mapping[str, Config], options: DemoOptions, metric: str) -> li
             metric=metric,
             signature=signature(cfg, changes),
             needs=needs,
+            exclusive=role == TEACHER,
             effort=effort,
             evaluate=(
                 sys.executable,

@@ -102,6 +102,13 @@ def test_cores_are_shared_by_what_starts_together(tmp_path):
     assert sorted(journal(tmp_path)) == ["end a 2", "end b 2", "start a 2", "start b 2"]
 
 
+def test_an_exclusive_job_runs_alone_on_all_cores(tmp_path):
+    teacher = replace(make_job(tmp_path, "teacher", "--seconds", "0.1"), exclusive=True)
+    _, display = run([make_job(tmp_path, "a"), teacher, make_job(tmp_path, "b")])
+    assert journal(tmp_path)[:2] == ["start teacher 4", "end teacher 4"]
+    assert sorted(journal(tmp_path)[2:]) == ["end a 2", "end b 2", "start a 2", "start b 2"]
+
+
 def test_finished_jobs_are_not_run_again(tmp_path):
     jobs = [make_job(tmp_path, "teacher"), make_job(tmp_path, "distilled", needs=("teacher",))]
     first, _ = run(jobs)
