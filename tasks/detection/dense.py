@@ -124,11 +124,7 @@ class DenseHeadAdapter(TaskAdapter):
         raw = seen.calls("bbox_head")[0]
         head = _head(self.student)
         student = _outputs(head, raw, outputs)
-        teachers = {
-            name: _outputs(_head(self.teachers[name]), out, outputs)
-            for name, out in asked.items()
-            if out is not None
-        }
+        teachers = {n: _outputs(_head(self.teachers[n]), out, outputs) for n, out in asked.items()}
         with torch.no_grad():
             targets = self._targets(head, raw, data_samples, want_boxes="box" in outputs)
             found = {
@@ -181,12 +177,7 @@ class DenseHeadAdapter(TaskAdapter):
         elif name == "main_score":
             weight = _top_score(head, raw) * targets.positive
         elif name == "teacher_score":
-            # One that only features are asked of stops before its head and has no output.
-            scores = [
-                _top_score(_head(self.teachers[teacher]), out)
-                for teacher, out in asked.items()
-                if out is not None
-            ]
+            scores = [_top_score(_head(self.teachers[n]), out) for n, out in asked.items()]
             score = torch.stack(scores).amax(0)
             weight = score * targets.counted
         else:
