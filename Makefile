@@ -36,7 +36,8 @@ format: install ## let ruff rewrite what it can
 	$(RUN) -m ruff check --fix
 	$(RUN) -m ruff format
 
-bench: install ## run each script in benchmarks/
+bench: ## install the packages compared with too, and run each script in benchmarks/
+	@$(MAKE) --no-print-directory install EXTRAS="$(EXTRAS),bench"
 	@set -e; for script in benchmarks/*.py; do echo "==> $$script"; $(RUN) "$$script"; done
 
 clean: ## delete builds and caches; .venv and work_dirs stay

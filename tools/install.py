@@ -51,6 +51,7 @@ MODULES = {
     "mm": ("cv2", "torchvision", "mmengine", "mmcv.ops", "mmdet.apis", "mmseg.apis", "sklearn"),
     "nlp": ("transformers", "datasets", "accelerate"),
     "gan": ("torchvision", "pytorch_fid", "scipy"),
+    "bench": ("torchdistill",),
     "dev": ("pytest", "hypothesis"),
 }
 
@@ -383,12 +384,16 @@ class Installer:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="environment to fill")
-    parser.add_argument("--extras", default="mm,dev", help="comma-separated: mm nlp gan all dev")
+    parser.add_argument(
+        "--extras", default="mm,dev", help="comma-separated: mm nlp gan all bench dev"
+    )
     arguments = parser.parse_args()
     extras = sorted({extra.strip() for extra in arguments.extras.split(",")} - {""})
-    unknown = set(extras) - {"mm", "nlp", "gan", "all", "dev"}
+    unknown = set(extras) - {"mm", "nlp", "gan", "all", "bench", "dev"}
     if unknown:
-        parser.error(f"no such extra: {', '.join(sorted(unknown))}; there are mm nlp gan all dev")
+        parser.error(
+            f"no such extra: {', '.join(sorted(unknown))}; there are mm nlp gan all bench dev"
+        )
     installer = Installer(arguments.venv.absolute(), extras)
     try:
         installer.run()
