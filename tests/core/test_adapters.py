@@ -12,6 +12,7 @@ from taskdistill.core.errors import ConfigError, ShapeError
 
 channels = st.integers(1, 6)
 sides = st.integers(1, 9)
+POOLING = [kind for kind in ADAPTERS if not kind.startswith("fitnets")]
 
 
 def grid_of_places(height: int, width: int) -> Tensor:
@@ -29,7 +30,7 @@ def as_tokens(grid: Tensor, class_token: bool = False) -> Tensor:
 # -- shapes ----------------------------------------------------------------------------------------
 
 
-@given(st.integers(1, 3), channels, channels, sides, sides, sides, sides, st.sampled_from(ADAPTERS))
+@given(st.integers(1, 3), channels, channels, sides, sides, sides, sides, st.sampled_from(POOLING))
 def test_maps_meet_at_the_teacher_s_channels_and_the_smaller_size(
     batch: int, ours: int, theirs: int, h: int, w: int, th: int, tw: int, kind: str
 ):
@@ -40,7 +41,8 @@ def test_maps_meet_at_the_teacher_s_channels_and_the_smaller_size(
         return
     adapter = make_adapter(student, teacher, kind)
     s, t = adapter(student, teacher)
-    assert s.shape == t.shape == (batch, theirs, min(h, th), min(w, tw))
+    assert t.shape == (batch, theirs, min(h, th), min(w, tw))
+    assert s.shape == (batch, ours if kind == "resize" else theirs, *t.shape[2:])
     if kind == "conv3x3":
         assert isinstance(adapter.project, nn.Conv2d) and adapter.project.kernel_size == (3, 3)
     projects = kind.startswith("conv") or (kind == "auto" and ours != theirs)
@@ -75,6 +77,22 @@ def test_tokens_of_other_channels_become_a_projected_grid():
     s, t = adapter(student, teacher)
     assert isinstance(adapter.project, nn.Conv2d)
     assert s.shape == t.shape == (2, 8, 7, 7)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [((2, 3), (2, 5)), ((2, 7, 3), (2, 7, 5)), ((2, 50, 6), (2, 8, 14, 14))],
+)
+def test_resizing_alone_leaves_the_channels(ours: tuple[int, ...], theirs: tuple[int, ...]):
+    student, teacher = torch.randn(ours), torch.randn(theirs)
+    adapter = make_adapter(student, teacher, "resize")
+    s, t = adapter(student, teacher)
+    assert not list(adapter.parameters())
+    channel = -1 if s.ndim == 3 else 1
+    assert s.shape[channel] == ours[-1] and t.shape[channel] == teacher.shape[channel]
+    assert s.movedim(channel, 0)[0].shape == t.movedim(channel, 0)[0].shape
+    with pytest.raises(ShapeError, match="After the adapter"):
+        adapter(student[:1], teacher)
 
 
 # -- values ----------------------------------------------------------------------------------------
@@ -115,6 +133,74 @@ def test_only_the_student_s_side_is_projected():
     s.sum().backward()
     assert student.grad is not None and student.grad.abs().sum() > 0
     assert all(p.grad is not None for p in adapter.parameters())
+
+
+# -- the regressor of FitNets ----------------------------------------------------------------------
+
+
+@given(st.integers(1, 3), channels, channels, sides, sides, sides, sides)
+def test_a_fitnets_regressor_meets_the_teacher_s_size_exactly(
+    batch: int, ours: int, theirs: int, h: int, w: int, th: int, tw: int
+):
+    student = torch.randn(batch, ours, max(h, th), max(w, tw))
+    teacher = torch.randn(batch, theirs, th, tw)
+    for kind in ("fitnets", "fitnets_relu"):
+        s, t = make_adapter(student, teacher, kind)(student, teacher)
+        assert t is teacher and s.shape == teacher.shape
+        assert kind == "fitnets" or s.min() >= 0
+
+
+def test_the_fitnets_window_is_as_small_as_it_can_be():
+    student, teacher = torch.randn(2, 3, 9, 7), torch.randn(2, 5, 6, 7)
+    convolution = make_adapter(student, teacher, "fitnets").project
+    assert isinstance(convolution, nn.Conv2d)
+    assert convolution.kernel_size == (4, 1) and convolution.padding == (0, 0)
+    # At one size it is the 1x1 map of the other kinds.
+    same = make_adapter(student, torch.randn(2, 5, 9, 7), "fitnets").project
+    assert isinstance(same, nn.Conv2d) and same.kernel_size == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "kind", "window"),
+    [
+        ((8, 6), (4, 3), nn.Conv2d, (3, 3)),
+        ((7, 5), (4, 3), nn.Conv2d, (3, 3)),
+        ((4, 3), (8, 6), nn.ConvTranspose2d, (4, 4)),
+        ((8, 6), (6, 3), nn.Conv2d, (3, 4)),
+    ],
+)
+def test_the_strided_regressor(
+    student: tuple[int, int], teacher: tuple[int, int], kind: type, window: tuple[int, int]
+):
+    s, t = torch.randn(2, 3, *student), torch.randn(2, 5, *teacher)
+    adapter = make_adapter(s, t, "fitnets_stride")
+    assert isinstance(adapter.project, kind) and adapter.project.kernel_size == window
+    s, t = adapter(s, t)
+    assert s.shape == t.shape == (2, 5, *teacher)
+
+
+def test_a_fitnets_regressor_takes_tokens_laid_out_as_a_grid():
+    student, teacher = torch.randn(2, 65, 3), torch.randn(2, 5, 4, 4)
+    s, _ = make_adapter(student, teacher, "fitnets")(student, teacher)
+    assert s.shape == (2, 5, 4, 4)
+
+
+@pytest.mark.parametrize("kind", ["fitnets", "fitnets_relu", "fitnets_stride"])
+def test_a_regressor_cannot_enlarge(kind: str):
+    student, teacher = torch.zeros(1, 3, 4, 9), torch.zeros(1, 3, 5, 9)
+    with pytest.raises(ShapeError, match=r"\(4, 9\) to the teacher's \(5, 9\).*conv1x1"):
+        make_adapter(student, teacher, kind)
+
+
+def test_a_regressor_says_that_it_fits_one_size():
+    adapter = make_adapter(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 5, 5), "fitnets")
+    with pytest.raises(ShapeError, match="adapter='fitnets' fits one size of input only"):
+        adapter(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 10, 10))
+
+
+def test_a_regressor_needs_sizes():
+    with pytest.raises(ConfigError, match="is made for sizes"):
+        Adapter(3, 4, 4, "fitnets")
 
 
 # -- what cannot be related ------------------------------------------------------------------------
@@ -161,10 +247,11 @@ def test_batches_of_different_size():
         make_adapter(student, teacher)(student, teacher)
 
 
+@pytest.mark.parametrize("kind", ["conv3x3", "fitnets"])
 @pytest.mark.parametrize("shape", [(2, 4), (2, 5, 4)])
-def test_a_3x3_window_needs_a_grid(shape: tuple[int, ...]):
-    with pytest.raises(ShapeError, match="needs a grid.*conv1x1"):
-        make_adapter(torch.zeros(shape), torch.zeros(shape), "conv3x3")
+def test_a_window_needs_a_grid(shape: tuple[int, ...], kind: str):
+    with pytest.raises(ShapeError, match=f"{kind}.*needs a grid.*conv1x1"):
+        make_adapter(torch.zeros(shape), torch.zeros(shape), kind)
 
 
 def test_unknown_kind_offers_the_nearest():
@@ -188,3 +275,9 @@ def test_says_what_it_does(student: tuple[int, ...], teacher: tuple[int, ...], s
     tensors = torch.zeros(student), torch.zeros(teacher)
     line = describe(make_adapter(*tensors), *tensors)
     assert said in line and str(student) in line and str(teacher) in line
+
+
+def test_does_not_speak_of_pooling_where_a_regressor_does_it():
+    tensors = torch.zeros(1, 4, 6, 6), torch.zeros(1, 4, 3, 3)
+    line = describe(make_adapter(*tensors, "fitnets"), *tensors)
+    assert "projected by Conv2d(4, 4, kernel_size=(4, 4)" in line and "pooled" not in line
