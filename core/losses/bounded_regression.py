@@ -20,12 +20,12 @@ def bounded_regression(
 ) -> Tensor:
     r"""Squared box error of the student, as long as it is not better than the teacher.
 
-    .. math:: L_b = \begin{cases} \|R_s - y\|^2 & \|R_s - y\|^2 + m > \|R_t - y\|^2 \\
-              0 & \text{otherwise} \end{cases}
+    .. math:: L = \frac{1}{N} \sum_i \lVert s_i - y_i \rVert^2 \,
+              \mathbf{1}[\lVert s_i - y_i \rVert^2 + m > \lVert t_i - y_i \rVert^2]
 
-    decided box by box and averaged over all boxes, those at 0 included. The teacher is an upper
-    bound and not a target: its regression may point away from the truth. The larger the margin,
-    the more boxes stay active. The choice itself has no gradient.
+    with the ground truth y, decided box by box and averaged over all N boxes, those at 0 included.
+    The teacher is an upper bound and not a target: its regression may point away from the truth.
+    The larger the margin m, the more boxes stay active. The choice itself has no gradient.
 
     Args:
         student: Regression output, (..., 4): encoded deltas or distances of foreground boxes, for
@@ -46,6 +46,13 @@ def bounded_regression(
     Reference:
         Chen et al.: Learning Efficient Object Detection Models with Knowledge Distillation,
         NeurIPS 2017, section 3.3.
+
+    Lecture:
+        Object detection.
+
+    When it helps:
+        For regression heads that put out four plain numbers, where the teacher's own may be wrong:
+        it pushes only the boxes on which the student is still worse than the teacher.
 
     Example:
         >>> import torch

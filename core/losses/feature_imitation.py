@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..errors import ShapeError
-from ._reduction import check_choice, full_precision, matched_pair, weighted_mean
-
-Normalize = Literal["channel"]
+from ._autograd import by_hand, wants_gradient, with_gradient
+from ._reduction import full_precision, matched_pair, weighted_mean
 
 
 def feature_imitation(
@@ -20,20 +16,17 @@ def feature_imitation(
     *,
     mask: Tensor | None = None,
     total: Tensor | float | None = None,
-    normalize: Normalize | None = None,
 ) -> Tensor:
     r"""Mean squared difference of two feature maps, optionally within a mask.
 
     .. math:: L = \frac{1}{\sum_i m_i} \sum_i m_i \frac{1}{C} \sum_c (s_{ic} - t_{ic})^2
 
     over the positions i (:math:`m_i = 1` without a mask). The mask chooses where to imitate:
-    inside boxes, near objects, or a soft map.
+    inside boxes, near objects, or a soft map. For the pattern of a channel without its size see
+    :func:`pearson_distance`.
 
-    `normalize="channel"` first standardises every channel of both sides over batch and space
-    (to mean 0 and variance 1, divided by the number of positions), so that only the pattern
-    counts and not its size. Without a mask, half the value is then the Pearson distance
-    :math:`1 - r`, averaged over the channels: the loss of PKD. A constant channel has no pattern:
-    it becomes 0 and gets no gradient.
+    Between forward and backward only the difference is kept, neither of the two maps; it becomes
+    the gradient in place.
 
     Args:
         student: (B, C, H, W) map, or any (B, C, ...) of four axes or more; (B, T, C) tokens;
@@ -41,20 +34,25 @@ def feature_imitation(
         teacher: The same shape; use an adapter where channels or strides differ.
         mask: One number a position: (B, H, W) or (B, 1, H, W); (B, T) or (B, T, 1).
         total: Normaliser in place of `sum(mask)`, or of the number of positions.
-        normalize: `"channel"`, or None for the plain difference.
 
     Returns:
-        A scalar >= 0, in squared units of the feature.
+        A scalar >= 0, in squared units of the feature. No second derivatives: backward with
+        `create_graph=True` raises DistillError.
 
     Raises:
         ShapeError: If the shapes differ, an axis is missing, there are no channels, or the mask
             does not fit.
-        ConfigError: If `normalize` is unknown.
 
     Reference:
         Chen et al.: Learning Efficient Object Detection Models with Knowledge Distillation,
         NeurIPS 2017, section 3.4 (sums over C, H and W: C * H * W times this value).
-        Cao et al.: PKD, NeurIPS 2022, section 3.2 (half this value with `normalize="channel"`).
+
+    Lecture:
+        Object detection
+
+    When it helps:
+        Dense prediction, where what a layer sees at every place matters more than one label an
+        image. With a mask it leaves out background that would outweigh the objects.
 
     Example:
         >>> import torch
@@ -66,33 +64,27 @@ def feature_imitation(
         >>> feature_imitation(student, teacher, mask=mask).item()
         1.0
     """
-    check_normalize(normalize)
     with full_precision(student):
         student, teacher = matched_pair(student, teacher)
-        channel = _channel_axis(student)
+        channel = channel_axis(student)
+        channels = student.shape[channel]
         if mask is not None and mask.ndim == student.ndim and mask.shape[channel] == 1:
             mask = mask.squeeze(channel)
-        if normalize == "channel":
-            student, teacher = _standardise(student, channel), _standardise(teacher, channel)
-        # mse_loss keeps its inputs by reference, a difference of our own would be one more copy.
         if mask is None:
             # One reduction instead of two: the channels are as many at every position.
-            channels = student.shape[channel]
-            summed = F.mse_loss(student, teacher, reduction="sum") / channels
+            summed = _squares(student, teacher, None) / channels
             return weighted_mean(
                 summed, total=student.numel() // channels if total is None else total
             )
-        values = F.mse_loss(student, teacher, reduction="none").mean(channel)
-        return weighted_mean(values, mask, total)
+        return weighted_mean(_squares(student, teacher, channel) / channels, mask, total)
 
 
-def check_normalize(normalize: str | None) -> None:
-    """Raise ConfigError unless `normalize` is a known one."""
-    if normalize is not None:
-        check_choice("normalize", normalize, ("channel",))
+def channel_axis(feature: Tensor) -> int:
+    """The axis of the channels: 1, but 2 for tokens.
 
-
-def _channel_axis(feature: Tensor) -> int:
+    Raises:
+        ShapeError: If there is no such axis, or nothing on it.
+    """
     if feature.ndim < 2:
         raise ShapeError(
             "a feature must be (N, C), (B, T, C) or (B, C, H, W), got shape "
@@ -104,15 +96,39 @@ def _channel_axis(feature: Tensor) -> int:
     return axis
 
 
-def _standardise(feature: Tensor, channel: int) -> Tensor:
-    axes = [axis for axis in range(feature.ndim) if axis != channel]
-    mean = feature.mean(axes, keepdim=True)
-    centred = feature - mean
-    variance = centred.square().mean(axes, keepdim=True)
-    # Below this a channel is constant but for rounding, and dividing would blow the rounding up.
-    rounding = 16 * torch.finfo(feature.dtype).eps * mean.detach()
-    live = variance > rounding.square() + 1e-12
-    return centred * torch.where(live, variance, torch.inf).rsqrt()
+def _squares(student: Tensor, teacher: Tensor, dim: int | None) -> Tensor:
+    """Sum of the squared differences along `dim`, or of all of them."""
+    if not by_hand():
+        squares = (student - teacher).square()
+        return squares.sum() if dim is None else squares.sum(dim)
+    with torch.no_grad():
+        difference = student - teacher
+        values = sum_of_squares(difference) if dim is None else _squares_along(difference, dim)
+    if not wants_gradient(student):
+        return values
+    # The derivative is twice the difference: the 2 goes with the value, and spares a pass.
+    shape = () if dim is None else tuple(values.unsqueeze(dim).shape)
+    return 2 * with_gradient(values / 2, (student,), (difference,), shape)
+
+
+def sum_of_squares(dense: Tensor) -> Tensor:
+    """Sum of the squares of a tensor without gaps, in no more memory.
+
+    Row by row, as one long float32 sum would lose four digits of ten million numbers.
+    """
+    flat = dense.as_strided((dense.numel(),), (1,))
+    whole = flat.numel() // 1024 * 1024
+    rows = torch.linalg.vector_norm(flat[:whole].view(-1, 1024), dim=1).square().sum()
+    return rows + flat[whole:].square().sum()
+
+
+def _squares_along(difference: Tensor, dim: int) -> Tensor:
+    if difference.device.type != "cpu":
+        return torch.linalg.vector_norm(difference, dim=dim).square()
+    # One sample at a time: its squares then stay in the cache. (vector_norm is slow here.)
+    values = [(sample * sample).sum(dim - 1) for sample in difference]
+    shape = [size for axis, size in enumerate(difference.shape) if axis != dim]
+    return torch.stack(values) if values else difference.new_zeros(shape)
 
 
 class FeatureImitation(nn.Module):
@@ -124,11 +140,6 @@ class FeatureImitation(nn.Module):
         1.0
     """
 
-    def __init__(self, *, normalize: Normalize | None = None) -> None:
-        super().__init__()
-        check_normalize(normalize)
-        self.normalize: Normalize | None = normalize
-
     def forward(
         self,
         student: Tensor,
@@ -136,9 +147,4 @@ class FeatureImitation(nn.Module):
         weight: Tensor | None = None,
         total: Tensor | float | None = None,
     ) -> Tensor:
-        return feature_imitation(
-            student, teacher, mask=weight, total=total, normalize=self.normalize
-        )
-
-    def extra_repr(self) -> str:
-        return f"normalize={self.normalize!r}"
+        return feature_imitation(student, teacher, mask=weight, total=total)

@@ -18,11 +18,21 @@ def hint(
 
     .. math:: L = \frac{1}{2} \, \mathrm{mean} \, (t - r(s))^2
 
-    The regressor r is not in here: `student` is its output. Put an adapter in front.
+    The regressor r is not in here: `student` is its output. Put an adapter in front; the paper's
+    convolutional regressor is the adapter kind `"fitnets"`, with the hint's non-linearity
+    `"fitnets_relu"`.
+
+    The paper trains in two stages: first the student up to the guided layer, with the regressor
+    and by this loss alone; then, without the regressor, the whole student on labels and softened
+    outputs. Common code does both at once, and adds the mean without the half, times 100. Which
+    layer to take: the middle one; the deeper the hint, the less freedom is left to the student.
+    Compare alike with alike: a regressor that ends in a ReLU can never reach the negative values
+    of a hint taken in front of the teacher's ReLU.
 
     The paper's equation 3 is a sum over the elements of a sample, C * H * W times this value
     (averaged over the batch); the mean keeps a weight valid when the crop size changes. Without
-    the half it is :func:`feature_imitation`.
+    the half it is :func:`feature_imitation`. (The lecture speaks of matching weights; in the paper
+    it is activations. For weights see :func:`weight_matching`.)
 
     Args:
         student: Output of the regressor: (B, C, H, W), (B, T, C) or (N, C).
@@ -31,7 +41,8 @@ def hint(
         total: Normaliser in place of `sum(weight)`, or of the number of positions.
 
     Returns:
-        A scalar >= 0, in squared units of the feature.
+        A scalar >= 0, in squared units of the feature. No second derivatives: backward with
+        `create_graph=True` raises DistillError.
 
     Raises:
         ShapeError: If the shapes differ, an axis is missing, there are no channels, or the weight
@@ -39,6 +50,13 @@ def hint(
 
     Reference:
         Romero et al.: FitNets: Hints for Thin Deep Nets, ICLR 2015, equation 3 (arXiv 1412.6550).
+
+    Lecture:
+        Intermediate weights
+
+    When it helps:
+        A student deeper and thinner than its teacher, which is hard to train from the output
+        alone: the hint gives its lower half something to aim at.
 
     Example:
         >>> import torch

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..errors import DistillError
 from ._reduction import (
     Activation,
     check_activation,
@@ -16,9 +11,8 @@ from ._reduction import (
     class_axis,
     full_precision,
     matched_pair,
-    soften,
-    weighted_mean,
 )
+from ._row_kl import divergence
 
 
 def kl_div(
@@ -28,6 +22,7 @@ def kl_div(
     temperature: float = 1.0,
     dim: int = 1,
     activation: Activation = "softmax",
+    consume_teacher: bool = False,
     weight: Tensor | None = None,
     total: Tensor | float | None = None,
 ) -> Tensor:
@@ -39,8 +34,9 @@ def kl_div(
     of the gradient: as :math:`T \to \infty` it tends to :math:`(z^s - z^t) / K` for centred
     logits.
 
-    With `activation="sigmoid"` each class is a yes/no question of its own, as in detection heads
-    without a background channel, and the two-way divergences are summed over the classes.
+    With `activation="sigmoid"`, for several labels at a time, each class is a yes/no question of
+    its own, as in detection heads without a background channel, and the two-way divergences are
+    summed over the classes.
 
     Note that `F.kl_div(..., reduction="mean")` also divides by the number of classes and
     `reduction="batchmean"` on a map does not divide by its height and width; neither happens
@@ -52,13 +48,18 @@ def kl_div(
         temperature: T. The paper uses 1 to 20; 4 is common for 10 to 100 classes, 1 for ImageNet.
         dim: Axis of the classes; -1 for (B, T, K).
         activation: `"softmax"`, or `"sigmoid"` for independent classes.
+        consume_teacher: Write the gradient over the teacher's logits instead of into new memory:
+            the loss then needs next to none. Only where nothing else reads the teacher's logits
+            afterwards, neither another loss nor a log: they are gone, and their memory becomes the
+            student's gradient. Ignored where it cannot be done: for inference tensors, a teacher
+            that requires a gradient, or another memory layout than the student's.
         weight: One number a position: the shape of the logits without `dim`.
         total: Normaliser in place of `sum(weight)`, or of the number of positions.
 
     Returns:
-        A scalar >= 0 (nats times T squared) up to rounding; 0 at equality. The gradient is
-        computed together with the value, so there are no second derivatives: backward with
-        `create_graph=True` raises DistillError.
+        A scalar >= 0 (nats times T squared); 0 at equality. The gradient is computed together with
+        the value, so there are no second derivatives: backward with `create_graph=True` raises
+        DistillError. Under `losses.backend("reference")` there are.
 
     Raises:
         ShapeError: If the shapes differ, `dim` is no axis, or softmax gets a single class.
@@ -67,6 +68,13 @@ def kl_div(
     Reference:
         Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2014, section 2
         (arXiv 1503.02531).
+
+    Lecture:
+        Output logits
+
+    When it helps:
+        With any classifier, as the first thing to try: it needs neither labels nor equal
+        architectures, only the same classes in the same order.
 
     Example:
         >>> import torch
@@ -80,77 +88,12 @@ def kl_div(
     check_temperature(temperature)
     check_activation(activation)
     with full_precision(student):
+        spare = consume_teacher and not teacher.requires_grad
         student, teacher = matched_pair(student, teacher)
         axis = class_axis(student, dim, activation)
-        values = kl_per_position(student, teacher, temperature, axis, activation)
-        return weighted_mean(values, weight, total)
-
-
-def kl_per_position(
-    student: Tensor,
-    teacher: Tensor,
-    temperature: float,
-    dim: int,
-    activation: Activation = "softmax",
-) -> Tensor:
-    """The divergence of :func:`kl_div` before averaging: the shape of the logits without `dim`.
-
-    Expects what :func:`kl_div` has checked: a matched pair and a valid `dim`.
-    """
-    return _KL.apply(student, teacher, float(temperature), dim, activation)  # type: ignore
-
-
-class _KL(torch.autograd.Function):
-    """The divergence with its gradient T * (p_s - p_t), formed in the forward pass.
-
-    Autograd's own graph would keep several tensors of the size of the logits until backward,
-    this keeps one.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        student: Tensor,
-        teacher: Tensor,
-        temperature: float,
-        dim: int,
-        activation: Activation,
-    ) -> Tensor:
-        if activation == "softmax":
-            log_t = soften(teacher, temperature).log_softmax(dim)
-            p_t = log_t.exp()
-            log_s = soften(student, temperature).log_softmax(dim)
-            values = log_t.sub_(log_s).mul_(p_t).sum(dim)
-            slope = log_s.exp_().sub_(p_t)
-        else:
-            # "Yes" and "no" are alike, so ask the question to which the teacher's answer is no:
-            # t <= 0, and every term below keeps its digits (a softplus of a large t would not).
-            flip = torch.copysign(teacher.new_ones(()), -teacher)
-            t = -soften(teacher, temperature).abs()
-            s = soften(student, temperature) * flip
-            p_t = t.sigmoid()
-            values = _softplus(s).sub_(_softplus(t)).add_(t.sub_(s).mul_(p_t)).sum(dim)
-            slope = s.sigmoid_().sub_(p_t).mul_(flip)
-        ctx.dim = dim
-        ctx.save_for_backward(slope.mul_(temperature))
-        # Not in place: torch.compile (2.11) loses the gradient of an output changed in place.
-        return values * temperature**2
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        if torch.is_grad_enabled():
-            # Without this the second derivative would be missing in silence.
-            raise DistillError(
-                "this loss has no second derivatives, but backward was called with "
-                "create_graph=True. Leave it out of the part that is differentiated twice."
-            )
-        (slope,) = ctx.saved_tensors
-        return grad.unsqueeze(ctx.dim) * slope, None, None, None, None
-
-
-def _softplus(logits: Tensor) -> Tensor:
-    # The default threshold, 20, cuts off digits that float64 has.
-    return F.softplus(logits, threshold=40)
+        return divergence(axis, temperature, activation).mean(
+            student, teacher, weight=weight, total=total, consume_teacher=spare
+        )
 
 
 class KLDivergence(nn.Module):
@@ -164,7 +107,12 @@ class KLDivergence(nn.Module):
     """
 
     def __init__(
-        self, *, temperature: float = 1.0, dim: int = 1, activation: Activation = "softmax"
+        self,
+        *,
+        temperature: float = 1.0,
+        dim: int = 1,
+        activation: Activation = "softmax",
+        consume_teacher: bool = False,
     ) -> None:
         super().__init__()
         check_temperature(temperature)
@@ -172,6 +120,7 @@ class KLDivergence(nn.Module):
         self.temperature = temperature
         self.dim = dim
         self.activation: Activation = activation
+        self.consume_teacher = consume_teacher
 
     def forward(
         self,
@@ -186,9 +135,14 @@ class KLDivergence(nn.Module):
             temperature=self.temperature,
             dim=self.dim,
             activation=self.activation,
+            consume_teacher=self.consume_teacher,
             weight=weight,
             total=total,
         )
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, dim={self.dim}, activation={self.activation!r}"
+        consumes = ", consume_teacher=True" if self.consume_teacher else ""
+        return (
+            f"temperature={self.temperature}, dim={self.dim}, "
+            f"activation={self.activation!r}{consumes}"
+        )

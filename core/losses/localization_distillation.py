@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..errors import ConfigError, ShapeError
-from ._reduction import check_temperature, full_precision, matched_pair, weighted_mean
-from .kl_div import kl_per_position
+from ._reduction import check_temperature, full_precision, matched_pair
+from ._row_kl import divergence
 
 
 def localization_distillation(
@@ -24,7 +24,7 @@ def localization_distillation(
     stride.
 
     .. math:: L = \frac{1}{4} \sum_{e} T^2 \, \mathrm{KL}
-              (\mathrm{softmax}(b^t_e / T) \,\|\, \mathrm{softmax}(b^s_e / T))
+              (\mathrm{softmax}(b^t_e / T) \,\Vert\, \mathrm{softmax}(b^s_e / T))
 
     summed over the bins, averaged over the four edges and the positions.
 
@@ -34,26 +34,35 @@ def localization_distillation(
     weight of 1 its value is `sum(weight) / (n + 1)` times this one.
 
     Args:
-        student: Logits (P, 4 * (n + 1)), edge by edge as GFL's `gfl_reg` puts them out, or
-            (P, 4, n + 1).
+        student: Logits (P, 4 * (n + 1)), edge by edge as GFL's `gfl_reg` puts them out;
+            (P, 4, n + 1); or a head's maps as they are, (B, 4 * (n + 1), H, W), which is the
+            fastest: nothing has to be permuted.
         teacher: The same shape at the same positions.
         temperature: T, 10 in the paper.
         bins: n + 1, 17 in GFL. Found from the shape by default; give it to have it checked.
-        weight: One number a position, (P,); LDHead takes the student's highest class score.
-        total: Normaliser in place of `sum(weight)`, or of P.
+        weight: One number a position, (P,) or (B, H, W); LDHead takes the student's highest class
+            score.
+        total: Normaliser in place of `sum(weight)`, or of the number of positions.
 
     Returns:
-        A scalar >= 0 (nats times T squared) up to rounding; 0 at equality. No second derivatives,
+        A scalar >= 0 (nats times T squared); 0 at equality. No second derivatives,
         as in :func:`kl_div`.
 
     Raises:
-        ShapeError: If the shapes differ, are neither of the two, or there are fewer than 2 bins
+        ShapeError: If the shapes differ, are none of the three, or there are fewer than 2 bins
             (a head that regresses 4 plain numbers has no distribution).
         ConfigError: If the temperature is not above 0 or `bins` is below 2.
 
     Reference:
         Zheng et al.: Localization Distillation for Dense Object Detection, CVPR 2022, section 3.1
         (arXiv 2102.12252).
+
+    Lecture:
+        Object detection
+
+    When it helps:
+        With detectors that predict a distribution for every edge (GFL and its kin), teacher and
+        student alike: it hands down where an edge is ambiguous, which a box alone cannot say.
 
     Example:
         >>> import torch
@@ -68,8 +77,9 @@ def localization_distillation(
     with full_precision(student):
         student, teacher = matched_pair(student, teacher)
         shape = _edge_shape(student, bins)
-        values = kl_per_position(student.reshape(shape), teacher.reshape(shape), temperature, 2)
-        return weighted_mean(values.mean(1), weight, total)
+        student, teacher = student.reshape(shape), teacher.reshape(shape)
+        loss = divergence(2, temperature)
+        return loss.mean(student, teacher, weight=weight, total=total, within=1)
 
 
 def _check_bins(bins: int | None) -> None:
@@ -77,15 +87,16 @@ def _check_bins(bins: int | None) -> None:
         raise ConfigError(f"bins is n + 1 and must be at least 2, got {bins}.")
 
 
-def _edge_shape(logits: Tensor, bins: int | None) -> tuple[int, int, int]:
+def _edge_shape(logits: Tensor, bins: int | None) -> tuple[int, ...]:
     shape = tuple(logits.shape)
-    if logits.ndim == 2 and shape[1] % 4 == 0:
+    if logits.ndim in (2, 4) and shape[1] % 4 == 0:
         found = shape[1] // 4
     elif logits.ndim == 3 and shape[1] == 4:
         found = shape[2]
     else:
         raise ShapeError(
-            f"edge logits must be (P, 4 * (n + 1)) or (P, 4, n + 1), got shape {shape}."
+            "edge logits must be (P, 4 * (n + 1)), (P, 4, n + 1) or (B, 4 * (n + 1), H, W), got "
+            f"shape {shape}."
         )
     if found < 2 or bins not in (None, found):
         expected = "at least 2" if bins is None else str(bins)
@@ -93,7 +104,7 @@ def _edge_shape(logits: Tensor, bins: int | None) -> tuple[int, int, int]:
             f"expected {expected} bins an edge, got {found} from shape {shape}. Student and "
             "teacher need a head with a distribution over distances (GFL) of the same reg_max."
         )
-    return shape[0], 4, found
+    return (shape[0], 4, found, *(shape[2:] if logits.ndim == 4 else ()))
 
 
 class LocalizationDistillation(nn.Module):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from taskdistill.core.errors import ConfigError, DistillError, ShapeError
-from taskdistill.core.losses import KLDivergence, kl_div
+from taskdistill.core.losses import KLDivergence, backend, kl_div
 
 
 def log_softmax(row: list[float]) -> list[float]:
@@ -176,6 +176,82 @@ def test_second_derivatives_are_refused():
     value = kl_div(student, torch.randn(2, 3)) + student.square().sum()
     with pytest.raises(DistillError, match="create_graph=True"):
         torch.autograd.grad(value, student, create_graph=True)
+
+
+def test_the_reference_backend_has_second_derivatives():
+    student = torch.randn(2, 3, requires_grad=True)
+    with backend("reference"):
+        value = kl_div(student, torch.randn(2, 3))
+    (grad,) = torch.autograd.grad(value, student, create_graph=True)
+    assert grad.requires_grad
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_consumed_teacher_becomes_the_gradient(layout: str, activation):
+    student, teacher = torch.randn(2, 3, 5, 4, 2, generator=torch.Generator().manual_seed(0))
+    if layout == "channels last":
+        student, teacher = (z.to(memory_format=torch.channels_last) for z in (student, teacher))
+    student.requires_grad_()
+    expected = kl_div(student, teacher, temperature=2.0, activation=activation)
+    (expected_grad,) = torch.autograd.grad(expected, student)
+    place = teacher.data_ptr()
+    value = kl_div(student, teacher, temperature=2.0, activation=activation, consume_teacher=True)
+    value.backward()
+    assert torch.equal(value, expected)
+    assert student.grad is not None and torch.equal(student.grad, expected_grad)
+    assert student.grad.data_ptr() == place
+
+
+def inference_teacher(teacher: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return teacher.clone()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        inference_teacher,
+        lambda teacher: teacher.clone().requires_grad_(),
+        lambda teacher: teacher.t().contiguous().t(),
+        lambda teacher: teacher[:1].expand(6, 5),
+    ],
+    ids=["inference", "requires grad", "other layout", "expanded"],
+)
+def test_a_teacher_that_cannot_be_consumed_stays_as_it_is(make):
+    student = torch.randn(6, 5, requires_grad=True)
+    teacher = make(torch.randn(6, 5))
+    before = teacher.detach().clone()
+    value = kl_div(student, teacher, consume_teacher=True)
+    value.backward()
+    assert torch.equal(teacher, before)
+    torch.testing.assert_close(value, kl_div(student, before))
+
+
+def test_without_a_gradient_nothing_is_consumed():
+    student, teacher = torch.randn(2, 6, 5)
+    before = teacher.clone()
+    KLDivergence(consume_teacher=True)(student, teacher)
+    assert torch.equal(teacher, before)
+
+
+def test_does_not_save_the_teacher():
+    """An inference tensor may not be saved, and its memory is better let go."""
+    student = torch.randn(6, 5, requires_grad=True)
+    with torch.inference_mode():
+        teacher = torch.randn(6, 5)
+    kl_div(student, teacher).backward()
+    assert student.grad is not None
+
+
+def test_backward_can_be_repeated_where_the_graph_is_kept():
+    student = torch.randn(6, 5, requires_grad=True)
+    value = kl_div(student, torch.randn(6, 5))
+    (first,) = torch.autograd.grad(value, student, torch.tensor(2.0), retain_graph=True)
+    (second,) = torch.autograd.grad(value, student, torch.tensor(3.0), retain_graph=True)
+    (last,) = torch.autograd.grad(value, student)
+    torch.testing.assert_close(first / 2, last)
+    torch.testing.assert_close(second / 3, last)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])

@@ -64,6 +64,23 @@ def test_is_the_divergence_of_the_edges(golden_edges: Edges):
     )
 
 
+def test_maps_of_a_head_need_no_permuting():
+    """The rows of (B, H, W), as LDHead takes them apart, and a weight for each place."""
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(2, 2, 4 * 5, 3, 2, generator=generator, dtype=torch.float64)
+    weight = torch.rand(2, 3, 2, generator=generator, dtype=torch.float64)
+    rows = [z.permute(0, 2, 3, 1).reshape(-1, 20) for z in maps]
+    maps.requires_grad_()
+    value = localization_distillation(*maps, weight=weight)
+    torch.testing.assert_close(value, localization_distillation(*rows, weight=weight.flatten()))
+    (grad,) = torch.autograd.grad(value, maps)
+    leaf = rows[0].detach().requires_grad_()
+    (expected,) = torch.autograd.grad(
+        localization_distillation(leaf, rows[1], weight=weight.flatten()), leaf
+    )
+    torch.testing.assert_close(grad[0].permute(0, 2, 3, 1).reshape(-1, 20), expected)
+
+
 def test_factor_to_the_head_of_mmdet(golden_edges: Edges):
     """Its reduction written out: mean over bins, weights repeated per edge, divided by 4."""
     student, teacher = (z.double() for z in golden_edges)
@@ -104,7 +121,7 @@ def test_bins_are_checked(golden_edges: Edges):
         localization_distillation(*golden_edges, bins=16)
 
 
-@pytest.mark.parametrize("shape", [(5, 67), (5, 3, 17), (68,), (5, 4, 17, 1)])
+@pytest.mark.parametrize("shape", [(5, 67), (5, 3, 17), (68,), (5, 67, 2, 1), (5, 4, 17, 1, 1)])
 def test_not_a_distribution_of_edges(shape: tuple[int, ...]):
     with pytest.raises(ShapeError, match="edge logits must be"):
         localization_distillation(torch.zeros(shape), torch.zeros(shape))
