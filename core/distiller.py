@@ -432,9 +432,14 @@ class Distiller(nn.Module):
 
     def _make_adapters(self, pair: Pair, student: Captured, teacher: Captured) -> None:
         made = nn.ModuleList()
+        kind = pair.adapter
+        if kind == "auto" and getattr(self.losses[pair.name], "any_channels", False):
+            # The method compares what does not depend on the width: a projection would be trained
+            # to please it.
+            kind = "resize"
         for index, (s, t) in enumerate(self._match(pair, student, teacher)):
             try:
-                adapter = make_adapter(s, t, pair.adapter)
+                adapter = make_adapter(s, t, kind)
             except ShapeError as error:
                 raise ShapeError(f"Pair {pair.name!r} ({pair.student!r}): {error}") from error
             made.append(adapter)

@@ -78,7 +78,8 @@ class Pair:
         of: Which teacher, where there are several; the first by default.
         region: Positions of an output to compare, named by the task (detection: ``"main"``,
             ``"vlr"``, ...).
-        adapter: ``"auto"``, ``"conv1x1"``, ``"conv3x3"`` or ``"none"``; see :mod:`.adapters`.
+        adapter: One of :data:`.adapters.ADAPTERS`, ``"auto"`` by default; see
+            :class:`.adapters.Adapter`.
         start: Active from here, in the recipe's unit.
         stop: Active until here; ``None`` is the end.
         warmup: The weight rises linearly from 0 over this long after ``start``.
@@ -251,13 +252,20 @@ def resolve_loss(name: str) -> type[nn.Module]:
         if not (inspect.isclass(found) and issubclass(found, nn.Module)):
             raise ConfigError(f"Loss {name!r} is no class derived from torch.nn.Module: {found!r}.")
         return found
-    classes = [n for n in _losses.__all__ if inspect.isclass(getattr(_losses, n))]
+    classes = [n for n in _losses.__all__ if _compares(getattr(_losses, n))]
     if name not in classes:
         raise ConfigError(
             f"There is no loss {name!r}.{did_you_mean(name, classes)} Known: {', '.join(classes)}. "
             "One of your own is written 'package.module:Class'."
         )
     return getattr(_losses, name)
+
+
+def _compares(thing: object) -> bool:
+    """Whether it is a module for (student, teacher); methods bring other networks along too."""
+    if not (inspect.isclass(thing) and issubclass(thing, nn.Module)):
+        return False
+    return list(inspect.signature(thing.forward).parameters)[1:3] == ["student", "teacher"]
 
 
 def _stage(config: Mapping[str, Any]) -> Stage:
@@ -356,7 +364,10 @@ def _check_loss(pair: Pair) -> None:
         return
     if not isinstance(pair.loss, str):
         raise ConfigError(f"loss={pair.loss!r} is neither a name nor a module.")
-    parameters = inspect.signature(resolve_loss(pair.loss)).parameters
+    # nn.Module's own constructor names no argument, and takes none.
+    loss = resolve_loss(pair.loss)
+    bare = loss.__init__ is nn.Module.__init__
+    parameters = {} if bare else inspect.signature(loss).parameters
     takes = [n for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
     for key in pair.options:

@@ -139,6 +139,42 @@ def test_every_call_of_a_shared_module_has_its_adapter_and_counts_alike(
     torch.testing.assert_close(terms["hint"].weighted, sum(values) / 3)  # type: ignore[operator]
 
 
+WIDE = {n for n in losses.__all__ if getattr(getattr(losses, n), "any_channels", False)}
+
+
+@pytest.mark.parametrize("loss", sorted(WIDE - {"SelfAttentionRelations"}))
+def test_a_loss_for_any_width_gets_no_projection(
+    loss: str, student: Net, teacher: Net, image: Tensor
+):
+    """Student and teacher differ in channels and in resolution; only the latter is matched."""
+    tap = "classifier@input" if loss.startswith("RKD") else "stem"
+    options = {"reduce_channels": "sum_sq"} if loss == "GradientAttentionTransfer" else {}
+    if loss == "AttentionMap":
+        options = {"form": "scores", "heads": "mean"}
+    distiller = set_up(
+        Distiller(student, teacher, [{"student": tap, "loss": loss, **options}]), image
+    )
+    assert not list(distiller.parameters())
+    _, terms = distiller(image)
+    total(terms).backward()
+    assert student.stem.weight.grad is not None
+    assert student.stem.weight.grad.abs().sum() > 0
+
+
+def test_tokens_of_any_width_get_no_projection_either():
+    student, teacher = nn.Sequential(nn.Linear(3, 4)), nn.Sequential(nn.Linear(3, 8))
+    pair = {"student": "0", "loss": "SelfAttentionRelations", "relation_heads": 2}
+    distiller = Distiller(student, teacher, [pair])
+    _, terms = set_up(distiller, torch.randn(2, 5, 3))(torch.randn(2, 5, 3))
+    assert not list(distiller.parameters())
+    assert total(terms) > 0
+
+
+def test_a_projection_can_be_asked_for_even_so(student: Net, teacher: Net, image: Tensor):
+    pair = {"student": "stem", "loss": "AttentionTransfer", "adapter": "conv1x1"}
+    assert list(set_up(Distiller(student, teacher, [pair]), image).parameters())
+
+
 def test_a_teacher_like_the_student_leaves_nothing_to_learn(student: Net, image: Tensor):
     student.eval()
     _, terms = Distiller(student, copy.deepcopy(student), [HINT, LOGITS])(image)

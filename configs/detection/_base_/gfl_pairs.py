@@ -1,8 +1,8 @@
 # What a small GFL student learns from a larger one trained on the same data.
 distill = dict(
     pairs=[
-        # Pearson-type imitation of the pyramid: what a channel says where, not how loudly.
-        dict(student="neck", loss="FeatureImitation", normalize="channel", weight=3.0, name="neck"),
+        # Imitation of the pyramid's patterns: what a channel says where, not how loudly.
+        dict(student="neck", loss="PearsonDistance", weight=6.0, name="neck"),
         dict(
             student="outputs.cls",
             loss="KLDivergence",
