@@ -1,206 +1,258 @@
-"""Time and memory of the losses against the formulation one would write first.
+"""Time and memory of the losses against the same maths written plainly, and against torchdistill.
 
-    python benchmarks/losses.py --rounds 20
+    python benchmarks/losses.py                     # every case, a few minutes
+    python benchmarks/losses.py --only rkd --rounds 20
+    python benchmarks/losses.py --backend compiled  # compiles first: ten seconds and more a case
+    python benchmarks/losses.py --device cuda --write benchmarks/losses_gpu.md
 
-Both sides run forward and backward, alternating in one process, so that a busy machine slows both.
-The time ratio is the median over the rounds; the peak is what the allocator handed out above the
-inputs, in multiples of the student tensor. A ratio above 1 is in favour of taskdistill.
+All sides run forward and backward, alternating in one process on one thread, so that a busy
+machine slows all of them; on a CPU the process's own time is counted. `x time` is the median over
+the rounds of peer / ours: above 1 is in our favour. `peak` is what the allocator handed out at
+most, beside the inputs, in multiples of the student's tensors. `floor` is ours / the time of one
+pass that reads student and teacher and writes the gradient.
+
+Peers are the plain formula and, where the package is installed (`make bench` sees to that) and has
+the method, torchdistill. A value or a gradient that differs from a peer's ends the run.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import json
+import pkgutil
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import loss_cases
 import torch
+from loss_cases.case import Case
 from torch import Tensor
-from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from taskdistill.core import losses
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+OURS = "ours"
+OPTIONAL = ("torchdistill",)
+
+
+def all_cases() -> list[Case]:
+    """The cases of every family, family by family."""
+    found: list[Case] = []
+    for module in pkgutil.iter_modules(loss_cases.__path__):
+        if module.name != "case":
+            found += importlib.import_module(f"loss_cases.{module.name}").CASES
+    return found
+
+
+class Side:
+    """One implementation with its own copy of the inputs: some of them write into the teacher."""
+
+    def __init__(
+        self, loss: Callable[..., Tensor], inputs: Iterable[Tensor], students: int
+    ) -> None:
+        self.loss = loss
+        self.inputs = [tensor.clone() for tensor in inputs]
+        self.students = self.inputs[:students]
+        for student in self.students:
+            student.requires_grad_()
+
+    def step(self) -> Tensor:
+        for student in self.students:
+            student.grad = None
+        value = self.loss(*self.inputs)
+        value.backward()
+        return value.detach()
+
+    def seconds(self) -> float:
+        return elapsed(self.step, self.inputs[0].is_cuda)
+
+    def peak_bytes(self) -> int:
+        """Highest number of bytes allocated at one time during a step, the inputs not counted."""
+        for student in self.students:
+            student.grad = None
+        if self.inputs[0].is_cuda:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            self.step()
+            return torch.cuda.max_memory_allocated() - before
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            self.step()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "trace.json"
+            profiler.export_chrome_trace(str(path))
+            events = json.loads(path.read_text())["traceEvents"]
+        memory = sorted((e for e in events if e["name"] == "[memory]"), key=lambda e: e["ts"])
+        level = peak = 0
+        for event in memory:
+            level += event["args"]["Bytes"]
+            peak = max(peak, level)
+        return peak
+
+
+def elapsed(run: Callable[[], object], on_gpu: bool) -> float:
+    if on_gpu:
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        return time.perf_counter() - start
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def floor(side: Side) -> Callable[[], None]:
+    """One pass over memory: read student and teacher, write the gradient."""
+    written = [torch.empty_like(student) for student in side.students]
+    read = [t for t in side.inputs[len(written) :] if t.is_floating_point()]
+
+    def run() -> None:
+        with torch.no_grad():
+            for student, out in zip(side.students, written, strict=True):
+                torch.neg(student, out=out)
+            for tensor in read:
+                tensor.sum()
+
+    return run
+
+
+def check_equal(case: Case, sides: dict[str, Side]) -> None:
+    value = sides[OURS].step()
+    grads = [student.grad for student in sides[OURS].students]
+    for name, side in sides.items():
+        if name == OURS:
+            continue
+        factor = case.scale.get(name, 1.0)
+        other = side.step() * factor
+        torch.testing.assert_close(value, other, rtol=case.rtol, atol=1e-6, msg=case.name)
+        for ours, theirs in zip(grads, (s.grad for s in side.students), strict=True):
+            assert ours is not None and theirs is not None
+            error = (ours - factor * theirs).norm() / theirs.norm().clamp(min=1e-30) / abs(factor)
+            if error > 10 * case.rtol:
+                sys.exit(f"{case.name}: the gradient is {error:.1e} away from that of {name}")
 
 
 @dataclass(frozen=True)
-class Case:
-    name: str
-    shape: tuple[int, ...]
-    ours: Loss
-    naive: Loss
+class Row:
+    """What was measured of one case."""
+
+    case: Case
+    milliseconds: float
+    above_floor: float
+    ratios: dict[str, float]
+    peak: float
+    peaks: dict[str, float]
+
+    def cells(self, goal: float | None) -> list[str]:
+        against = self.case.against
+        others = ", ".join(f"{n} {r:.2f}" for n, r in self.ratios.items() if n != against)
+        met = "" if goal is None else "yes" if self.ratios[against] >= goal else "no"
+        return [
+            self.case.name,
+            f"{self.milliseconds:.2f}",
+            f"{self.above_floor:.1f}",
+            against,
+            f"{self.ratios[against]:.2f}",
+            "" if goal is None else f"{goal:g}",
+            met,
+            f"{self.peak:.2f}",
+            "" if self.case.peak_goal is None else f"{self.case.peak_goal:g}",
+            f"{self.peaks[against] / max(self.peak, 1e-9):.1f}",
+            others,
+        ]
 
 
-def naive_kl(student: Tensor, teacher: Tensor, temperature: float, classes: int) -> Tensor:
-    log_s = F.log_softmax(student.movedim(1, -1).reshape(-1, classes) / temperature, dim=1)
-    p_t = F.softmax(teacher.movedim(1, -1).reshape(-1, classes) / temperature, dim=1)
-    return F.kl_div(log_s, p_t, reduction="batchmean") * temperature**2
+HEADER = [
+    "case", "ours ms", "floor", "against", "x time", "goal", "met", "peak", "goal", "x peak",
+    "x time of others",
+]  # fmt: skip
 
 
-def naive_sigmoid_kl(student: Tensor, teacher: Tensor) -> Tensor:
-    p_t = teacher.sigmoid()
-    cross = F.binary_cross_entropy_with_logits(student, p_t, reduction="none")
-    entropy = F.binary_cross_entropy_with_logits(teacher, p_t, reduction="none")
-    return (cross - entropy).sum(1).mean()
-
-
-def naive_edges(student: Tensor, teacher: Tensor) -> Tensor:
-    return naive_kl(student.reshape(-1, 17), teacher.reshape(-1, 17), 10.0, 17)
-
-
-def naive_soft_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
-    weights = torch.ones_like(student[:1])
-    weights[:, 0] = 1.5
-    return -(weights * F.softmax(teacher, 1) * F.log_softmax(student, 1)).sum(1).mean()
-
-
-def naive_bounded(student: Tensor, teacher: Tensor) -> Tensor:
-    target = torch.zeros_like(student)
-    student_error = ((student - target) ** 2).sum(1)
-    teacher_error = ((teacher - target) ** 2).sum(1)
-    return (student_error * (student_error > teacher_error).float()).mean()
-
-
-def masked(loss: Callable[..., Tensor]) -> Loss:
-    """Imitate within a fixed mask of about half of the positions."""
-
-    def within(student: Tensor, teacher: Tensor) -> Tensor:
-        rows = torch.arange(student.shape[-1], device=student.device) % 2
-        return loss(student, teacher, rows.expand(len(student), *student.shape[2:]).float())
-
-    return within
-
-
-def naive_masked(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    squares = ((student - teacher) ** 2).mean(1) * mask
-    return squares.sum() / mask.sum()
-
-
-CASES = [
-    Case(
-        "kl_div, classes",
-        (4096, 1000),
-        lambda s, t: losses.kl_div(s, t, temperature=4.0),
-        lambda s, t: naive_kl(s, t, 4.0, 1000),
-    ),
-    Case(
-        "kl_div, map",
-        (8, 19, 128, 128),
-        lambda s, t: losses.kl_div(s, t, temperature=4.0),
-        lambda s, t: naive_kl(s, t, 4.0, 19),
-    ),
-    Case(
-        "kl_div, sigmoid",
-        (20000, 80),
-        lambda s, t: losses.kl_div(s, t, activation="sigmoid"),
-        naive_sigmoid_kl,
-    ),
-    Case("localization_distillation", (20000, 68), losses.localization_distillation, naive_edges),
-    Case("feature_imitation", (8, 256, 32, 32), losses.feature_imitation, F.mse_loss),
-    Case(
-        "feature_imitation, mask",
-        (8, 256, 32, 32),
-        masked(lambda s, t, mask: losses.feature_imitation(s, t, mask=mask)),
-        masked(naive_masked),
-    ),
-    Case("hint", (8, 256, 32, 32), losses.hint, lambda s, t: 0.5 * ((s - t) ** 2).mean()),
-    Case(
-        "weighted_soft_cross_entropy",
-        (20000, 81),
-        losses.weighted_soft_cross_entropy,
-        naive_soft_cross_entropy,
-    ),
-    Case(
-        "bounded_regression",
-        (200000, 4),
-        lambda s, t: losses.bounded_regression(s, t, torch.zeros_like(s)),
-        naive_bounded,
-    ),
-]
-
-
-def step(loss: Loss, student: Tensor, teacher: Tensor) -> None:
-    student.grad = None
-    loss(student, teacher).backward()
-
-
-def seconds(loss: Loss, student: Tensor, teacher: Tensor) -> float:
-    if student.is_cuda:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    step(loss, student, teacher)
-    if student.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def peak_bytes(loss: Loss, student: Tensor, teacher: Tensor) -> int:
-    """Highest number of bytes allocated at one time during a step, the inputs not counted."""
-    student.grad = None
-    if student.is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step(loss, student, teacher)
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step(loss, student, teacher)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(path))
-        events = json.loads(path.read_text())["traceEvents"]
-    memory = sorted((e for e in events if e["name"] == "[memory]"), key=lambda e: e["ts"])
-    level = peak = 0
-    for event in memory:
-        level += event["args"]["Bytes"]
-        peak = max(peak, level)
-    return peak
-
-
-def measure(case: Case, rounds: int, device: str) -> str:
+def measure(case: Case, rounds: int, device: str) -> Row:
     generator = torch.Generator().manual_seed(0)
-    student, teacher = (3 * torch.randn(case.shape, generator=generator) for _ in range(2))
-    student, teacher = student.to(device).requires_grad_(), teacher.to(device)
-    torch.testing.assert_close(
-        case.ours(student, teacher), case.naive(student, teacher), rtol=1e-3, atol=1e-5
+    inputs = [tensor.to(device) for tensor in case.inputs(generator)]
+    peers = {
+        name: peer
+        for name, peer in case.peers.items()
+        if name not in OPTIONAL or importlib.util.find_spec(name)
+    }
+    sides = {
+        name: Side(loss, inputs, case.students) for name, loss in {OURS: case.ours, **peers}.items()
+    }
+    check_equal(case, sides)
+    names, times = list(sides), {name: [] for name in sides}
+    floors: list[float] = []
+    lowest = floor(sides[OURS])
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            times[name].append(sides[name].seconds())
+        floors.append(elapsed(lowest, device == "cuda"))
+    size = sum(student.numel() * student.element_size() for student in sides[OURS].students)
+    peaks = {name: side.peak_bytes() / size for name, side in sides.items()}
+    ours = times.pop(OURS)
+    return Row(
+        case,
+        1e3 * statistics.median(ours),
+        statistics.median(ours) / max(statistics.median(floors), 1e-9),
+        {
+            name: statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
+            for name, theirs in times.items()
+        },
+        peaks.pop(OURS),
+        peaks,
     )
-    for loss in (case.ours, case.naive):
-        step(loss, student, teacher)
-    ours: list[float] = []
-    naive: list[float] = []
-    for _ in range(rounds):
-        ours.append(seconds(case.ours, student, teacher))
-        naive.append(seconds(case.naive, student, teacher))
-    ratio = statistics.median(b / a for a, b in zip(ours, naive, strict=True))
-    size = student.numel() * student.element_size()
-    peaks = [peak_bytes(loss, student, teacher) / size for loss in (case.ours, case.naive)]
-    shape = "x".join(map(str, case.shape))
-    return (
-        f"{case.name:28} {shape:14} {1e3 * statistics.median(ours):9.2f} {ratio:7.2f} "
-        f"{peaks[0]:9.2f} {peaks[1] / peaks[0]:7.2f}"
-    )
+
+
+def table(rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(HEADER) + " |", "|:--" + "|--:" * 2 + "|:--" + "|--:" * 6 + "|:--|"]
+    return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in rows)]) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore
-    parser.add_argument("--rounds", type=int, default=10, help="pairs of runs a loss (10)")
+    parser.add_argument("--rounds", type=int, default=7, help="alternating runs a case (7)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--backend", default="eager", help="eager (default) or compiled")
     parser.add_argument("--only", default="", help="run the cases whose name contains this")
+    parser.add_argument("--threads", type=int, default=1, help="threads of a CPU (1)")
+    parser.add_argument("--write", type=Path, help="write the table into this Markdown file")
     arguments = parser.parse_args()
     if arguments.rounds < 1:
         parser.error("--rounds must be at least 1")
-    print(
-        f"torch {torch.__version__}, {arguments.device}, {torch.get_num_threads()} thread(s), "
-        f"{arguments.rounds} rounds, forward and backward"
+    torch.set_num_threads(arguments.threads)
+    losses.set_backend(arguments.backend)
+    chosen = [case for case in all_cases() if arguments.only in case.name]
+    if not chosen:
+        parser.error(f"no case has {arguments.only!r} in its name")
+    about = (
+        f"torch {torch.__version__}, {device_name(arguments.device)}, {arguments.backend} backend, "
+        f"{torch.get_num_threads()} thread(s), {arguments.rounds} rounds, forward and backward"
     )
-    print(f"{'loss':28} {'shape':14} {'ours ms':>9} {'x time':>7} {'peak/size':>9} {'x peak':>7}")
-    for case in CASES:
-        if arguments.only in case.name:
-            print(measure(case, arguments.rounds, arguments.device), flush=True)
+    print(about)
+    print(f"{HEADER[0]:44}" + "".join(f"{title:>9}" for title in HEADER[1:-1]) + "  others")
+    rows = []
+    for case in chosen:
+        row = measure(case, arguments.rounds, arguments.device)
+        goal = case.compiled_goal if arguments.backend == "compiled" else case.goal
+        cells = row.cells(goal)
+        rows.append(cells)
+        print(f"{cells[0]:44}" + "".join(f"{c:>9}" for c in cells[1:-1]) + f"  {cells[-1]}")
+        sys.stdout.flush()
+    if arguments.write:
+        command = " ".join(["python", "benchmarks/losses.py", *sys.argv[1:]])
+        arguments.write.write_text(f"Made by `{command}`: {about}.\n\n{table(rows)}")
+
+
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else device
 
 
 if __name__ == "__main__":

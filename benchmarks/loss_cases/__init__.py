@@ -1,0 +1,1 @@
+"""The cases of `benchmarks/losses.py`, one file a family."""
