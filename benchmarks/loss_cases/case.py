@@ -48,3 +48,18 @@ def normal(*shapes: tuple[int, ...], scale: float = 1.0) -> Callable[[Generator]
     return lambda generator: tuple(
         scale * torch.randn(shape, generator=generator) for shape in shapes
     )
+
+
+def torchdistill(name: str, *arguments: object, **options: object) -> Callable[..., Tensor]:
+    """A loss of torchdistill, which looks its tensors up by the name of a module."""
+
+    def loss(student: Tensor, teacher: Tensor, *rest: Tensor) -> Tensor:
+        from torchdistill.losses import mid_level  # type: ignore
+
+        module = getattr(mid_level, name)(*arguments, **options)
+        return module({"m": {"output": student}}, {"m": {"output": teacher}}, *rest)
+
+    return loss
+
+
+TAPS = ("m", "output", "m", "output")

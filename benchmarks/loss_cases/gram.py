@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from taskdistill.core import losses
 
-from .case import Case, normal
+from .case import Case, normal, torchdistill
 
 
 def nst_broadcast(student: Tensor, teacher: Tensor) -> Tensor:
@@ -131,6 +131,10 @@ CASES = [
         "similarity_preserving",
         normal((64, 256, 14, 14), (64, 1024, 14, 14)),
         losses.similarity_preserving,
-        {"plain": similarity_preserving},
+        {
+            "plain": similarity_preserving,
+            "torchdistill": torchdistill("SPKDLoss", "m", "m", "batchmean"),
+        },
+        scale={"torchdistill": 64.0},  # it divides by the batch once more
     ),
 ]

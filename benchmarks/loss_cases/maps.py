@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from taskdistill.core import losses
 
-from .case import Case, normal
+from .case import Case, normal, torchdistill
 
 AT = (32, 256, 56, 56)
 FT = (64, 128, 28, 28)
 AB = (32, 256, 28, 28)
-PATHS = ("student", "teacher")
+TAP = {"io": "output", "path": "m"}
+PAIR = {"one": {"student": TAP, "teacher": TAP}}
 
 
 def plain_attention(student: Tensor, teacher: Tensor, form: str) -> Tensor:
@@ -35,37 +34,6 @@ def plain_boundaries(student: Tensor, teacher: Tensor) -> Tensor:
     return values.abs().sum() / len(student)
 
 
-def through_paths(make: Callable[[], nn.Module]) -> Callable[[Tensor, Tensor], Tensor]:
-    """A loss of torchdistill, which looks its tensors up by the name of a module."""
-
-    def loss(student: Tensor, teacher: Tensor) -> Tensor:
-        return make()({PATHS[0]: {"output": student}}, {PATHS[1]: {"output": teacher}})
-
-    return loss
-
-
-def pair() -> dict[str, Any]:
-    return {"one": {name: {"io": "output", "path": name} for name in PATHS}}
-
-
-def td_attention(form: str) -> nn.Module:
-    from torchdistill.losses.mid_level import ATLoss  # type: ignore
-
-    return ATLoss(pair(), mode=form)
-
-
-def td_factor() -> nn.Module:
-    from torchdistill.losses.mid_level import FTLoss  # type: ignore
-
-    return FTLoss(translator_path=PATHS[0], paraphraser_path=PATHS[1])
-
-
-def td_boundaries() -> nn.Module:
-    from torchdistill.losses.mid_level import AltActTransferLoss  # type: ignore
-
-    return AltActTransferLoss(pair(), margin=1.0, reduction="mean")
-
-
 CASES = [
     *(
         Case(
@@ -74,7 +42,7 @@ CASES = [
             partial(losses.attention_transfer, form=form),
             {
                 "plain": partial(plain_attention, form=form),
-                "torchdistill": through_paths(partial(td_attention, form)),
+                "torchdistill": torchdistill("ATLoss", PAIR, mode=form),
             },
             goal=2.0,
             compiled_goal=5.0,
@@ -86,7 +54,10 @@ CASES = [
         "factor_transfer, code",
         normal(FT, FT),
         partial(losses.factor_transfer, form="code"),
-        {"plain": plain_factor, "torchdistill": through_paths(td_factor)},
+        {
+            "plain": plain_factor,
+            "torchdistill": torchdistill("FTLoss", translator_path="m", paraphraser_path="m"),
+        },
         goal=4.5,
         compiled_goal=8.0,
         peak_goal=1.1,
@@ -95,7 +66,10 @@ CASES = [
         "activation_boundaries",
         normal(AB, AB),
         losses.activation_boundaries,
-        {"plain": plain_boundaries, "torchdistill": through_paths(td_boundaries)},
+        {
+            "plain": plain_boundaries,
+            "torchdistill": torchdistill("AltActTransferLoss", PAIR, margin=1.0, reduction="mean"),
+        },
         goal=7.0,
         compiled_goal=25.0,
         peak_goal=1.1,

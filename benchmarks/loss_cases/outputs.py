@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from taskdistill.core import losses
 
-from .case import Case, Inputs, normal
+from .case import TAPS, Case, Inputs, normal, torchdistill
 
 TOKENS, VOCABULARY = 2048, 30522
 
@@ -43,10 +43,7 @@ def plain_dist(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def plain_standardised(student: Tensor, teacher: Tensor) -> Tensor:
-    s, t = (
-        (z - z.mean(1, keepdim=True)) / z.std(1, correction=0, keepdim=True) / 2
-        for z in (student, teacher)
-    )
+    s, t = ((z - z.mean(1, keepdim=True)) / z.std(1, keepdim=True) / 2 for z in (student, teacher))
     return 4 * F.kl_div(F.log_softmax(s, 1), F.softmax(t, 1), reduction="batchmean")
 
 
@@ -107,13 +104,17 @@ CASES = [
         "dist, classes",
         normal((4096, 1000), (4096, 1000), scale=3.0),
         losses.dist,
-        {"plain": plain_dist},
+        {"plain": plain_dist, "torchdistill": torchdistill("DISTLoss", *TAPS)},
     ),
     Case(
         "logit_standardisation, classes",
         normal((4096, 1000), (4096, 1000), scale=3.0),
-        losses.logit_standardisation,
-        {"plain": plain_standardised},
+        lambda s, t: losses.logit_standardisation(s, t, sample_std=True),
+        {
+            "plain": plain_standardised,
+            "torchdistill": torchdistill("LogitStdKDLoss", *TAPS, temperature=2.0, alpha=0),
+        },
+        scale={"torchdistill": 4.0},  # without labels it leaves out T^2
     ),
     Case(
         "top_k_kl_div, vocabulary, renormalised",

@@ -66,10 +66,10 @@ def discriminator_loss(
         ShapeError: If both sides are None, or a list of scales is empty.
 
     Reference:
-        Goodfellow et al.: Generative Adversarial Nets, NeurIPS 2014, equation 1 (arXiv 1406.2661);
-        Mao et al.: Least Squares Generative Adversarial Networks, ICCV 2017, equation 2 (arXiv
-        1611.04076); Lim, Ye: Geometric GAN, 2017 (arXiv 1705.02894) for the hinge; Arjovsky,
-        Chintala, Bottou: Wasserstein GAN, ICML 2017 (arXiv 1701.07875).
+        Goodfellow et al.: Generative Adversarial Nets, NeurIPS 2014, section 3 (arXiv 1406.2661);
+        Mao et al.: Least Squares Generative Adversarial Networks, ICCV 2017 (arXiv 1611.04076);
+        Lim, Ye: Geometric GAN, 2017 (arXiv 1705.02894) for the hinge; Arjovsky, Chintala, Bottou:
+        Wasserstein Generative Adversarial Networks, ICML 2017 (arXiv 1701.07875).
 
     Lecture:
         Generative adversarial networks

@@ -83,7 +83,7 @@ def attention_map(
         ConfigError: If an option is unknown.
 
     Reference:
-        Sun et al.: MobileBERT, ACL 2020, section 3.4, "attention transfer" (arXiv 2004.02984).
+        Sun et al.: MobileBERT, ACL 2020, section 3.5, "attention transfer" (arXiv 2004.02984).
         Jiao et al.: TinyBERT, Findings of EMNLP 2020, equation 7 (arXiv 1909.10351), for `"mse"`.
 
     Lecture:

@@ -51,7 +51,7 @@ def attention_qk(
         ConfigError: If `scale` is not above 0.
 
     Reference:
-        Sun et al.: MobileBERT, ACL 2020, section 3.4 (arXiv 2004.02984).
+        Sun et al.: MobileBERT, ACL 2020, section 3.5 (arXiv 2004.02984).
         Wang et al.: MiniLM, NeurIPS 2020, section 3.1 (arXiv 2002.10957), for the last layer.
 
     Lecture:

@@ -45,7 +45,8 @@ def attention_transfer(
         student: (B, C, H, W), or any (B, C, ...). Usually the output of a group of blocks, after
             its ReLU.
         teacher: The same but for C.
-        p: Exponent, at least 1. Larger ones give more to the strongest place. 2 as in the paper.
+        p: Exponent, at least 1. Larger ones give more to the strongest place. 2 in the
+            authors' code.
         reduce: `"sum"` over the channels, or `"max"`.
         form: `"paper"`, `"squared"` or `"code"`, see above. The value of `"code"` alone depends on
             the size of the map.
@@ -63,8 +64,8 @@ def attention_transfer(
 
     Reference:
         Zagoruyko, Komodakis: Paying More Attention to Attention: Improving the Performance of
-        Convolutional Neural Networks via Attention Transfer, ICLR 2017, section 3.1
-        (arXiv 1612.03928).
+        Convolutional Neural Networks via Attention Transfer, ICLR 2017, section 3
+        on activation-based transfer (arXiv 1612.03928).
 
     Lecture:
         Gradients

@@ -32,7 +32,8 @@ def bounded_regression(
             the class of the target only.
         teacher: The same for the same boxes or anchors.
         target: What the student is trained to regress, the same shape and encoding.
-        margin: m >= 0, in squared units of the regression; 0 by default, as the paper names none.
+        margin: m >= 0, in squared units of the regression; 0 by default. Published codes disagree
+            about it.
         weight: One number a box: the shape without the last axis.
         total: Normaliser in place of `sum(weight)`, or of the number of boxes.
 

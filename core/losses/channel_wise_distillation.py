@@ -26,13 +26,14 @@ def channel_wise_distillation(
     the places of one channel, not over the channels of one place: what is compared is where each
     channel is active, whatever its level.
 
-    This is the paper's normalisation, and the value of mmrazor's `ChannelWiseDivergence` (which
-    divides by C and by the batch) at the same temperature and a loss weight of 1.
+    This is the normalisation of the authors' code, and the value of mmrazor's
+    `ChannelWiseDivergence` (both divide by C and by the batch) at the same temperature and a loss
+    weight of 1.
 
     Args:
         student: Logits or feature maps (B, C, H, W), or any (B, C, ...).
         teacher: The same shape; use an adapter where channels or strides differ.
-        temperature: T, 4 in the paper. The code of mmrazor has 1 by default.
+        temperature: T, 4 in the authors' recipe for logits. The code of mmrazor has 1 by default.
         weight: One number a channel and sample, (B, C).
         total: Normaliser in place of `sum(weight)`, or of B * C.
 
@@ -46,7 +47,7 @@ def channel_wise_distillation(
         ConfigError: If the temperature is not above 0.
 
     Reference:
-        Shu et al.: Channel-wise Knowledge Distillation for Dense Prediction, ICCV 2021, section 3
+        Shu et al.: Channel-wise Knowledge Distillation for Dense Prediction, ICCV 2021
         (arXiv 2011.13256).
 
     Lecture:

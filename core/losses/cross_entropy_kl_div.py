@@ -71,8 +71,8 @@ def cross_entropy_kl_div(
             the CPU; elsewhere the device reports it) holds a number that is no class.
 
     Reference:
-        Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2014, section 2
-        (arXiv 1503.02531).
+        Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, NIPS 2014 workshop,
+        section 2 (arXiv 1503.02531).
 
     Lecture:
         Output logits

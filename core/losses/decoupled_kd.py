@@ -50,7 +50,7 @@ def decoupled_kd(
         teacher: Logits of the same shape.
         target: The class of each position, integers in [0, K): the shape of the logits without
             `dim`. Positions to be ignored need a class as well, with weight 0.
-        alpha: Weight of the target part; 1 in the paper.
+        alpha: Weight of the target part; 1 as in the official code.
         beta: Weight of the part of the other classes; 8 is the default of the official code, whose
             configurations set it by the pair of networks (0.5 for ResNet-34 to ResNet-18).
         temperature: T; 4 in the official code on CIFAR-100, 1 on ImageNet.
@@ -70,8 +70,8 @@ def decoupled_kd(
             not of integers.
 
     Reference:
-        Zhao et al.: Decoupled Knowledge Distillation, CVPR 2022, section 3
-        (arXiv 2203.08679).
+        Zhao et al.: Decoupled Knowledge Distillation, CVPR 2022, section
+        "Rethinking Knowledge Distillation" (arXiv 2203.08679).
 
     Lecture:
         Output logits

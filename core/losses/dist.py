@@ -37,9 +37,9 @@ def dist(
     gradient. Where both are, they agree (the loss is 0); so a single sample has no intra-class
     part.
 
-    The official code differs in two ways: it multiplies by :math:`T^2`, which the paper does not
-    (correlations do not shrink with the temperature: put the factor into the weight of the term);
-    and it adds 1e-8 to the product of the two norms, which switches off classes whose
+    The official code differs in two ways: it multiplies by :math:`T^2`, which the paper's formula
+    does not (correlations do not shrink with the temperature: put the factor into the weight of
+    the term); and it adds 1e-8 to the product of the two norms, which switches off classes whose
     probabilities are tiny in the whole batch (`eps=1e-8`).
 
     The intra-class part relates the samples of a batch, so there is no weight of single positions.
@@ -48,9 +48,9 @@ def dist(
     Args:
         student: Logits, any shape with the classes on `dim`: (B, K), (B, K, H, W), ...
         teacher: Logits of the same shape.
-        inter: Weight of the part over the classes; 1 in the paper on ImageNet, 2 on CIFAR-100.
+        inter: Weight of the part over the classes; 1 by default, as in the official code.
         intra: Weight of the part over the samples; the same.
-        temperature: T; 1 in the paper on ImageNet, 4 on CIFAR-100.
+        temperature: T; 1 by default, as in the official code.
         dim: Axis of the classes; -1 for (B, T, K).
         eps: Added to the product of the norms of the centred probabilities; 0 for the paper, 1e-8
             for the official code.
@@ -64,8 +64,8 @@ def dist(
         ConfigError: If the temperature is not above 0, or `inter`, `intra` or `eps` negative.
 
     Reference:
-        Huang et al.: Knowledge Distillation from A Stronger Teacher, NeurIPS 2022, section 3,
-        equations 8 and 9 (arXiv 2205.10536).
+        Huang et al.: Knowledge Distillation from A Stronger Teacher, NeurIPS 2022, sections
+        on inter-class and on intra-class relations (arXiv 2205.10536).
 
     Lecture:
         Output logits

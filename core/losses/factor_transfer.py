@@ -57,7 +57,7 @@ def factor_transfer(
     Args:
         student: The student's factor, (B, C, H, W), or any (B, C, ...).
         teacher: The teacher's factor, the same shape.
-        p: 1 (as in the paper and the code) or 2.
+        p: 1 (as in the authors' code) or 2.
         form: `"paper"`, `"code"` or `"attention"`, see above. Only the value of `"paper"` does not
             depend on the size of the map.
         weight: (B,), one number a sample.
@@ -75,7 +75,7 @@ def factor_transfer(
 
     Reference:
         Kim, Park, Kwak: Paraphrasing Complex Network: Network Compression via Factor Transfer,
-        NeurIPS 2018, section 3.2 (arXiv 1802.04977).
+        NeurIPS 2018 (arXiv 1802.04977).
 
     Lecture:
         Intermediate features
@@ -261,7 +261,7 @@ class Paraphraser(nn.Module):
         ShapeError: In use, if the map has another number of channels.
 
     Reference:
-        Kim, Park, Kwak: Paraphrasing Complex Network, NeurIPS 2018, section 3.1.
+        Kim, Park, Kwak: Paraphrasing Complex Network, NeurIPS 2018 (arXiv 1802.04977).
 
     Example:
         >>> import torch
@@ -311,7 +311,7 @@ class Translator(nn.Module):
         ShapeError: In use, if the map has another number of channels.
 
     Reference:
-        Kim, Park, Kwak: Paraphrasing Complex Network, NeurIPS 2018, section 3.2.
+        Kim, Park, Kwak: Paraphrasing Complex Network, NeurIPS 2018 (arXiv 1802.04977).
 
     Example:
         >>> import torch
@@ -364,7 +364,7 @@ def paraphraser_loss(
         ConfigError: If the form is unknown.
 
     Reference:
-        Kim, Park, Kwak: Paraphrasing Complex Network, NeurIPS 2018, section 3.1.
+        Kim, Park, Kwak: Paraphrasing Complex Network, NeurIPS 2018 (arXiv 1802.04977).
 
     Example:
         >>> import torch

@@ -59,7 +59,7 @@ def focal_global(
         target: Ground-truth boxes (B, N, 4) as x1, y1, x2, y2 in fractions of the (padded) image,
             so that they serve every level. Fill up with zeros: a box without area counts for
             nothing. None: everything is background.
-        temperature: T of the attention; 0.5 in the paper.
+        temperature: T of the attention; 0.5 as in the authors' code.
         foreground: alpha.
         background: beta.
         attention: gamma.
@@ -78,7 +78,7 @@ def focal_global(
         ConfigError: If the temperature is not above 0 or a factor is negative.
 
     Reference:
-        Yang et al.: Focal and Global Knowledge Distillation for Detectors, CVPR 2022, section 3
+        Yang et al.: Focal and Global Knowledge Distillation for Detectors, CVPR 2022
         (arXiv 2111.11837).
 
     Lecture:

@@ -63,7 +63,8 @@ def fsp(
 
     Reference:
         Yim, Joo, Bae, Kim: A Gift from Knowledge Distillation: Fast Optimization, Network
-        Minimization and Transfer Learning, CVPR 2017, section 3, equations 1 and 2.
+        Minimization and Transfer Learning, CVPR 2017, sections 3.2 and 3.3,
+        equations 1 and 2.
 
     Lecture:
         Relational information

@@ -125,8 +125,8 @@ def gradient_attention_transfer(
         ConfigError: If `reduce_channels` is unknown.
 
     Reference:
-        Zagoruyko, Komodakis: Paying More Attention to Attention, ICLR 2017, section 3.2
-        (arXiv 1612.03928).
+        Zagoruyko, Komodakis: Paying More Attention to Attention, ICLR 2017, section 3 on
+        gradient-based transfer (arXiv 1612.03928).
 
     Lecture:
         Gradients
@@ -202,8 +202,8 @@ def gradient_symmetry(
         ShapeError: If the shapes differ, or `dim` is no axis or that of the samples.
 
     Reference:
-        Zagoruyko, Komodakis: Paying More Attention to Attention, ICLR 2017, section 3.2
-        (arXiv 1612.03928).
+        Zagoruyko, Komodakis: Paying More Attention to Attention, ICLR 2017, section 3 on
+        gradient-based transfer (arXiv 1612.03928).
 
     Example:
         >>> import torch

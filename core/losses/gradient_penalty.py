@@ -68,8 +68,8 @@ def gradient_penalty(
 
     Reference:
         Gulrajani, Ahmed, Arjovsky, Dumoulin, Courville: Improved Training of Wasserstein GANs,
-        NeurIPS 2017, equation 3 (arXiv 1704.00028); Mescheder, Geiger, Nowozin: Which Training
-        Methods for GANs do actually Converge?, ICML 2018, equation 9 (arXiv 1801.04406) for R1.
+        NeurIPS 2017 (arXiv 1704.00028); Mescheder, Geiger, Nowozin: Which Training
+        Methods for GANs do actually Converge?, ICML 2018 (arXiv 1801.04406) for R1.
 
     Lecture:
         Generative adversarial networks

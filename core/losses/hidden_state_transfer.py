@@ -61,7 +61,7 @@ def hidden_state_transfer(
         ConfigError: If `normalize` is unknown or a weight is not a finite number >= 0.
 
     Reference:
-        Sun et al.: MobileBERT, ACL 2020, section 3.4, "feature map transfer" (arXiv 2004.02984).
+        Sun et al.: MobileBERT, ACL 2020, section 3.5, "feature map transfer" (arXiv 2004.02984).
         Jiao et al.: TinyBERT, Findings of EMNLP 2020, equation 8 (arXiv 1909.10351), the plain
         difference behind a linear adapter.
 

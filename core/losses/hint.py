@@ -29,7 +29,7 @@ def hint(
     Compare alike with alike: a regressor that ends in a ReLU can never reach the negative values
     of a hint taken in front of the teacher's ReLU.
 
-    The paper's equation 3 is a sum over the elements of a sample, C * H * W times this value
+    The paper's loss is a sum over the elements of a sample, C * H * W times this value
     (averaged over the batch); the mean keeps a weight valid when the crop size changes. Without
     the half it is :func:`feature_imitation`. (The lecture speaks of matching weights; in the paper
     it is activations. For weights see :func:`weight_matching`.)
@@ -49,7 +49,8 @@ def hint(
             does not fit.
 
     Reference:
-        Romero et al.: FitNets: Hints for Thin Deep Nets, ICLR 2015, equation 3 (arXiv 1412.6550).
+        Romero et al.: FitNets: Hints for Thin Deep Nets, ICLR 2015, section on hint-based
+        training (arXiv 1412.6550).
 
     Lecture:
         Intermediate weights

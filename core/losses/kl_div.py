@@ -66,8 +66,8 @@ def kl_div(
         ConfigError: If the temperature is not above 0 or the activation unknown.
 
     Reference:
-        Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2014, section 2
-        (arXiv 1503.02531).
+        Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, NIPS 2014 workshop,
+        section 2 (arXiv 1503.02531).
 
     Lecture:
         Output logits

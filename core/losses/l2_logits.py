@@ -60,7 +60,7 @@ def l2_logits(
         ConfigError: If `space` or `center` is unknown, or the probabilities are to be centred.
 
     Reference:
-        Ba, Caruana: Do Deep Nets Really Need to be Deep?, NeurIPS 2014, section 2
+        Ba, Caruana: Do Deep Nets Really Need to be Deep?, NeurIPS 2014, section 2.2
         (arXiv 1312.6184).
 
     Lecture:

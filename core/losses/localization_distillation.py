@@ -54,7 +54,7 @@ def localization_distillation(
         ConfigError: If the temperature is not above 0 or `bins` is below 2.
 
     Reference:
-        Zheng et al.: Localization Distillation for Dense Object Detection, CVPR 2022, section 3.1
+        Zheng et al.: Localization Distillation for Dense Object Detection, CVPR 2022
         (arXiv 2102.12252).
 
     Lecture:

@@ -37,7 +37,7 @@ def standardise_logits(
         logits: Any shape with the classes on `dim`.
         dim: Axis of the classes.
         sample_std: Divide the sum of squares by K - 1, as the official code does, and not by K, as
-            the paper does: the result is then sqrt((K - 1) / K) times as large.
+            the formula above does: the result is then sqrt((K - 1) / K) times as large.
         eps: Up to this standard deviation, or to rounding, logits count as all the same. The
             official code adds 1e-7 to the standard deviation instead.
 
@@ -115,7 +115,7 @@ def logit_standardisation(
         ConfigError: If the temperature is not above 0 or `eps` negative.
 
     Reference:
-        Sun et al.: Logit Standardization in Knowledge Distillation, CVPR 2024, section 3
+        Sun et al.: Logit Standardization in Knowledge Distillation, CVPR 2024
         (arXiv 2403.01427).
 
     Lecture:

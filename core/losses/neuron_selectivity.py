@@ -55,11 +55,11 @@ def neuron_selectivity(
         student: (B, C_s, H, W).
         teacher: (B, C_t, H, W); the channels may differ.
         kernel: `"polynomial"`, `"linear"` or `"gaussian"`.
-        degree: d of the polynomial kernel. The paper takes 2.
-        offset: c of the polynomial kernel. The paper takes 0.
-        bandwidth: sigma of the Gaussian kernel. None, as in the paper: sigma squared is the mean
-            squared distance of the pairs, here all pairs of two different channels of student
-            and teacher together, sample by sample and taken for a constant by the gradient.
+        degree: d of the polynomial kernel. Common code takes 2.
+        offset: c of the polynomial kernel. Common code takes 0.
+        bandwidth: sigma of the Gaussian kernel. None: sigma squared is the mean squared distance
+            of all pairs of two different channels of student and teacher together, sample by
+            sample and taken for a constant by the gradient.
         weight: One number a sample, (B,).
         total: Normaliser in place of `sum(weight)`, or of the number of samples.
 
@@ -73,8 +73,8 @@ def neuron_selectivity(
             or the bandwidth not above 0.
 
     Reference:
-        Huang, Wang: Like What You Like: Knowledge Distill via Neuron Selectivity Transfer, 2017,
-        section 4 (arXiv 1707.01219).
+        Huang, Wang: Like What You Like: Knowledge Distill via Neuron Selectivity Transfer, 2017
+        (arXiv 1707.01219).
 
     Lecture:
         Intermediate features

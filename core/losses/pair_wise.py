@@ -34,8 +34,8 @@ def pair_wise(
     pooled patch of positions. A node of zeros is similar to nothing, itself included, and gets no
     gradient.
 
-    The paper pools averages. Its published code instead takes the maximum over patches of half
-    the map and treats the norms as constants in the gradient: `patch=0.5, pooling="max",
+    The paper's formula goes over positions. Its published code takes the maximum over patches of
+    half the map and treats the norms as constants in the gradient: `patch=0.5, pooling="max",
     norm="detached"` gives its values and gradients, with no factor between. Detached norms leave a
     part of the gradient that only stretches the features, more than twice as large as the exact
     gradient itself on random maps; hence they are an option.
@@ -51,7 +51,7 @@ def pair_wise(
         patch: Side of the square patches, in positions (an int) or as a fraction of either side
             of the map (a float up to 1.0, which makes the value independent of the size of a map
             that is scaled). Patches at the edge may be smaller. None: every position is a node.
-        pooling: `"avg"` as in the paper or `"max"` as in its code.
+        pooling: `"avg"`, or `"max"` as in the published code.
         norm: `"exact"`, or `"detached"` for the gradient of the code.
         weight: One number a sample, (B,).
         total: Normaliser in place of `sum(weight)`, or of the number of samples.
@@ -66,7 +66,7 @@ def pair_wise(
 
     Reference:
         Liu et al.: Structured Knowledge Distillation for Semantic Segmentation, CVPR 2019,
-        section 3.2 (arXiv 1903.04197).
+        "pair-wise distillation" (arXiv 1903.04197).
 
     Lecture:
         Semantic segmentation

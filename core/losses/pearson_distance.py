@@ -42,7 +42,7 @@ def pearson_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
     Reference:
         Cao et al.: PKD: General Distillation Framework for Object Detectors via Pearson
-        Correlation Coefficient, NeurIPS 2022, section 3.2 (arXiv 2207.02039).
+        Correlation Coefficient, NeurIPS 2022 (arXiv 2207.02039).
 
     Lecture:
         Object detection

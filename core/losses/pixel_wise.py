@@ -66,7 +66,7 @@ def pixel_wise(
 
     Reference:
         Liu et al.: Structured Knowledge Distillation for Semantic Segmentation, CVPR 2019,
-        section 3 (arXiv 1903.04197).
+        "pixel-wise distillation" (arXiv 1903.04197).
 
     Lecture:
         Semantic segmentation

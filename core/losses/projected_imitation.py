@@ -56,7 +56,8 @@ def projected_imitation(
 
     Reference:
         Li et al.: GAN Compression: Efficient Architectures for Interactive Conditional GANs,
-        CVPR 2020, section 3.1 (arXiv 2003.08936). The mean over every element, as in its code.
+        CVPR 2020, "intermediate feature distillation" (arXiv 2003.08936). The mean over every
+        element, as in its code.
 
     Lecture:
         Generative adversarial networks

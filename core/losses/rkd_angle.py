@@ -58,7 +58,7 @@ def rkd_angle(
     Args:
         student: Embeddings (B, D). With fewer than three there is nothing to compare: 0.
         teacher: Embeddings (B, D') of the same samples.
-        triplets: `"distinct"` averages over three different samples as in the paper. `"all"`
+        triplets: `"distinct"` averages over three different samples; the paper has the sum. `"all"`
             counts the degenerate ones among the :math:`N^3` as well, as the authors' code does:
             smaller by the factor :math:`(N - 1)(N - 2) / N^2`, unless samples coincide.
         delta: Where the Huber loss turns linear; 1 in the paper.

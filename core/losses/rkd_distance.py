@@ -58,8 +58,8 @@ def rkd_distance(
         squared: Compare squared distances.
         normalize: Divide by the mean over the distinct pairs; otherwise distances count in units
             of the embeddings.
-        pairs: `"distinct"` averages over i != j as in the paper. `"all"` counts the zero diagonal
-            as well, as the authors' code does: smaller by the factor (N - 1) / N.
+        pairs: `"distinct"` averages over i != j; the paper has the sum. `"all"` counts the zero
+            diagonal as well, as the authors' code does: smaller by the factor (N - 1) / N.
         delta: Where the Huber loss turns linear; 1 in the paper.
 
     Returns:

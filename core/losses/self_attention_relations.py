@@ -58,7 +58,7 @@ def self_attention_relations(
 
     Reference:
         Wang et al.: MiniLM, NeurIPS 2020, section 3.2 (arXiv 2002.10957).
-        Wang et al.: MiniLMv2, Findings of ACL 2021, section 3.1 (arXiv 2012.15828).
+        Wang et al.: MiniLMv2, Findings of ACL 2021 (arXiv 2012.15828).
 
     Lecture:
         Language models

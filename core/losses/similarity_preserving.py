@@ -38,8 +38,8 @@ def similarity_preserving(student: Tensor, teacher: Tensor) -> Tensor:
         ShapeError: If the batches differ in size or a side has no axis besides the batch.
 
     Reference:
-        Tung, Mori: Similarity-Preserving Knowledge Distillation, ICCV 2019, section 3.1,
-        equations 1 to 4 (arXiv 1907.09682).
+        Tung, Mori: Similarity-Preserving Knowledge Distillation, ICCV 2019
+        (arXiv 1907.09682).
 
     Lecture:
         Relational information

@@ -38,8 +38,8 @@ def soft_cross_entropy(
     cross-entropy with the teacher's probabilities as soft labels, summed over the classes.
 
     Other normalisations: the paper's own formula, with the factor :math:`T^2` that it asks for;
-    Be Your Own Teacher uses this form at T = 3. Code without :math:`T^2` gives :math:`1 / T^2`
-    times this value.
+    code for Be Your Own Teacher uses this form at T = 3. Code without :math:`T^2` gives
+    :math:`1 / T^2` times this value.
 
     Args:
         student: Logits, any shape with the classes on `dim`: (B, K), (B, K, H, W), ...
@@ -58,8 +58,8 @@ def soft_cross_entropy(
         ConfigError: If the temperature is not above 0 or the activation unknown.
 
     Reference:
-        Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2014, section 2
-        (arXiv 1503.02531).
+        Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, NIPS 2014 workshop,
+        section 2 (arXiv 1503.02531).
         Zhang et al.: Be Your Own Teacher, ICCV 2019 (arXiv 1905.08094).
 
     Lecture:
