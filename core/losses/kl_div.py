@@ -52,7 +52,8 @@ def kl_div(
             the loss then needs next to none. Only where nothing else reads the teacher's logits
             afterwards, neither another loss nor a log: they are gone, and their memory becomes the
             student's gradient. Ignored where it cannot be done: for inference tensors, a teacher
-            that requires a gradient, or another memory layout than the student's.
+            that requires a gradient, or another memory layout than the student's. For loops of
+            one's own: the module has no such option, since a recipe may read the same tensor twice.
         weight: One number a position: the shape of the logits without `dim`.
         total: Normaliser in place of `sum(weight)`, or of the number of positions.
 
@@ -97,7 +98,7 @@ def kl_div(
 
 
 class KLDivergence(nn.Module):
-    """Module form of :func:`kl_div`, same arguments and defaults.
+    """Module form of :func:`kl_div`, same defaults; it always leaves the teacher as it is.
 
     Example:
         >>> import torch
@@ -107,12 +108,7 @@ class KLDivergence(nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        temperature: float = 1.0,
-        dim: int = 1,
-        activation: Activation = "softmax",
-        consume_teacher: bool = False,
+        self, *, temperature: float = 1.0, dim: int = 1, activation: Activation = "softmax"
     ) -> None:
         super().__init__()
         check_temperature(temperature)
@@ -120,7 +116,6 @@ class KLDivergence(nn.Module):
         self.temperature = temperature
         self.dim = dim
         self.activation: Activation = activation
-        self.consume_teacher = consume_teacher
 
     def forward(
         self,
@@ -135,14 +130,9 @@ class KLDivergence(nn.Module):
             temperature=self.temperature,
             dim=self.dim,
             activation=self.activation,
-            consume_teacher=self.consume_teacher,
             weight=weight,
             total=total,
         )
 
     def extra_repr(self) -> str:
-        consumes = ", consume_teacher=True" if self.consume_teacher else ""
-        return (
-            f"temperature={self.temperature}, dim={self.dim}, "
-            f"activation={self.activation!r}{consumes}"
-        )
+        return f"temperature={self.temperature}, dim={self.dim}, activation={self.activation!r}"

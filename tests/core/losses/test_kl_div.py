@@ -231,7 +231,14 @@ def test_a_teacher_that_cannot_be_consumed_stays_as_it_is(make):
 def test_without_a_gradient_nothing_is_consumed():
     student, teacher = torch.randn(2, 6, 5)
     before = teacher.clone()
-    KLDivergence(consume_teacher=True)(student, teacher)
+    kl_div(student, teacher, consume_teacher=True)
+    assert torch.equal(teacher, before)
+
+
+def test_the_module_leaves_the_teacher_to_other_pairs():
+    student, teacher = torch.randn(2, 6, 5)
+    before = teacher.clone()
+    KLDivergence()(student.requires_grad_(), teacher).backward()
     assert torch.equal(teacher, before)
 
 
