@@ -199,7 +199,9 @@ def _probability_kl(
     slope = ratio.mul_(-scale / sum_t).add_(scale / sum_s)
     if most is not None:
         slope = slope.clamp_(-most, most)  # what half precision can hold
-    return values, torch.mul(slope, student > _SMALLEST, out=out)
+    # A product with a mask of bool takes longer than the rest.
+    live = s.gt_(_SMALLEST) if out is not None else (student > _SMALLEST).to(slope.dtype)
+    return values, torch.mul(slope, live, out=out)
 
 
 def _plain_probability_kl(
