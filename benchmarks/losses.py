@@ -170,6 +170,12 @@ class Row:
         ]
 
 
+LEGEND = """\
+`x time` and `x peak` are peer / ours: above 1 is in our favour. `floor` is ours / one pass that
+reads both sides and writes the gradient; `peak` the most memory beside the inputs, in multiples of
+the student's tensors; a `goal` is what was aimed at, met or not.
+"""
+
 HEADER = [
     "case", "ours ms", "floor", "against", "x time", "goal", "met", "peak", "goal", "x peak",
     "x time of others",
@@ -251,7 +257,7 @@ def main() -> None:
         sys.stdout.flush()
     if arguments.write:
         command = " ".join(["python", "benchmarks/losses.py", *sys.argv[1:]])
-        arguments.write.write_text(f"Made by `{command}`: {about}.\n\n{table(rows)}")
+        arguments.write.write_text(f"Made by `{command}`: {about}.\n\n{LEGEND}\n{table(rows)}")
 
 
 def device_name(device: str) -> str:
