@@ -296,7 +296,8 @@ def test_resuming_from_another_run_is_refused(tiny, trained, command, tmp_path):
     (tmp_path / "cut.pth").write_bytes(checkpoint.read_bytes()[:1000])
     for name, words in (("plain", "plain training"), ("cut", "truncated")):
         file = tmp_path / f"{name}.pth"
-        code, errors = command(cli.train, tiny.write(distilled(tiny)), "--resume", file)
+        arguments = ["--work-dir", tmp_path / name, "--resume", file]
+        code, errors = command(cli.train, tiny.write(distilled(tiny)), *arguments)
         assert code == 2 and words in errors, errors
 
 
