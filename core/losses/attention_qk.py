@@ -82,6 +82,11 @@ def attention_qk(
 
 
 def _layers(side: QueriesKeys) -> list[tuple[Tensor, Tensor]]:
+    if isinstance(side, Tensor):
+        raise ShapeError(
+            "a side is a pair (queries, keys), or a sequence of such pairs, got one tensor of "
+            f"shape {tuple(side.shape)}. For maps use attention_map."
+        )
     pairs = [side] if side and isinstance(side[0], Tensor) else list(side)
     for pair in pairs:
         if len(pair) != 2:

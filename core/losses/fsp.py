@@ -103,6 +103,11 @@ def _check_options(pooling: str, reduction: str) -> None:
 
 def _check_shapes(student: Maps, teacher: Maps) -> None:
     for name, maps in (("student", student), ("teacher", teacher)):
+        if isinstance(maps, Tensor):
+            raise ShapeError(
+                f"{name} must be two maps, from the beginning and the end of a stage, got one "
+                f"tensor of shape {tuple(maps.shape)}."
+            )
         if len(maps) != 2 or any(m.ndim != 4 or m.shape[1] == 0 for m in maps):
             raise ShapeError(
                 f"{name} must be two maps (B, C1, H, W) and (B, C2, H, W), got {_shapes(maps)}."

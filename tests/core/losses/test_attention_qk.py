@@ -223,3 +223,9 @@ def test_bad_scale(scale: float):
         attention_qk(qk(1, 1, 2, 2), qk(1, 1, 2, 2), scale=scale)
     with pytest.raises(ConfigError, match="scale must be a finite number > 0"):
         AttentionQK(scale=scale)
+
+
+def test_a_tensor_instead_of_a_pair_is_named():
+    single = torch.randn(2, 3, 4, 4)
+    with pytest.raises(ShapeError, match=r"a pair \(queries, keys\).*one tensor .*\(2, 3, 4, 4\)"):
+        attention_qk(single, single)  # type: ignore

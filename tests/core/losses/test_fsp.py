@@ -165,3 +165,9 @@ def test_wrong_options(options: dict, message: str):
         FSP(**options)
     with pytest.raises(ConfigError, match=message):
         fsp(pair, pair, **options)
+
+
+def test_one_map_instead_of_two_is_named():
+    single = torch.randn(2, 3, 4, 4)
+    with pytest.raises(ShapeError, match=r"student must be two maps.*one tensor .*\(2, 3, 4, 4\)"):
+        fsp(single, single)  # type: ignore
