@@ -239,7 +239,6 @@ class Tiny:
         (folder / "tiny_parts.py").write_text(PARTS)
         self.env = {
             **os.environ,
-            "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]),
         }
         self._teachers: dict[str, dict[str, str]] = {}
