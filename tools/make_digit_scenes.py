@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from taskdistill.core.errors import DataError
-from taskdistill.tasks.detection.data.digit_scenes import prepare
+from taskdistill.tasks.openmm.data.digit_scenes import prepare
 
 
 def main() -> int:

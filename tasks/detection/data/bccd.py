@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ....core.errors import DataError, did_you_mean
-from .cache import cache_root
+from ...openmm.data.cache import cache_root
 
 __all__ = ["CLASSES", "image_folder", "prepare", "voc_to_coco"]
 

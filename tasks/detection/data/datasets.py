@@ -13,7 +13,8 @@ from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS
 
 from ....core.errors import DataError
-from . import bccd, digit_scenes
+from ...openmm.data import digit_scenes
+from . import bccd
 from .checks import check_coco
 
 __all__ = ["BCCD", "DigitScenes"]

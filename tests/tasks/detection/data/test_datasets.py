@@ -21,7 +21,7 @@ from mmengine.runner import Runner
 from taskdistill.core.errors import DataError
 from taskdistill.tasks.detection.data import bccd
 from taskdistill.tasks.detection.data.datasets import BCCD, DigitScenes
-from taskdistill.tasks.detection.data.digit_scenes import SceneOptions, compose_scene
+from taskdistill.tasks.openmm.data.digit_scenes import SceneOptions, compose_scene
 
 CONFIGS = Path(__file__).parents[4] / "configs" / "detection" / "_base_"
 

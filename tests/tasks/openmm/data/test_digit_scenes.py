@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from taskdistill.core.errors import DataError
-from taskdistill.tasks.detection.data import digit_scenes
 from taskdistill.tasks.detection.data.checks import check_coco
-from taskdistill.tasks.detection.data.digit_scenes import (
+from taskdistill.tasks.openmm.data import digit_scenes
+from taskdistill.tasks.openmm.data.digit_scenes import (
     CLASSES,
     SceneOptions,
     compose_scene,
@@ -199,7 +199,7 @@ def test_prepare_writes_a_coco_set_that_passes_the_checks(tmp_path):
 def test_same_arguments_same_bytes_in_another_process(tmp_path):
     here = prepare(tmp_path / "a", **SMALL)
     code = (
-        "import sys; from taskdistill.tasks.detection.data.digit_scenes import prepare;"
+        "import sys; from taskdistill.tasks.openmm.data.digit_scenes import prepare;"
         f"print(prepare(sys.argv[1], **{SMALL!r}))"
     )
     result = subprocess.run(
