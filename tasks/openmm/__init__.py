@@ -3,7 +3,10 @@
 Importing it registers everything by name with mmengine.
 """
 
+from importlib.util import find_spec
+
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.utils import is_installed
 
 from .adapter import TASK_ADAPTERS, TaskAdapter
 from .config import load_config, prepare_config
@@ -27,5 +30,8 @@ __all__ = [
     "prepare_config",
 ]
 
-# mmengine finds configs by `package::path` for the packages it knows.
+# mmengine finds configs by `package::path` for the packages it knows. It knows mmseg by the name of
+# OpenMMLab's own release, and would install that beside the maintained fork.
 MODULE2PACKAGE.setdefault("taskdistill", "taskdistill")
+if find_spec("mmseg") and not is_installed(MODULE2PACKAGE["mmseg"]):
+    MODULE2PACKAGE["mmseg"] = "mmseg"

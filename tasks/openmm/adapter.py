@@ -22,7 +22,10 @@ __all__ = ["TASK_ADAPTERS", "TaskAdapter", "adapter_of_scope"]
 TASK_ADAPTERS = Registry("distillation task adapter", locations=["taskdistill.tasks.openmm"])
 
 # Which package serves which mm library; imported only when a config of that library is trained.
-_PACKAGES = {"mmdet": "taskdistill.tasks.detection"}
+_PACKAGES = {
+    "mmdet": "taskdistill.tasks.detection",
+    "mmseg": "taskdistill.tasks.segmentation",
+}
 
 
 class TaskAdapter(ABC):

@@ -1,1 +1,1 @@
-"""What the mmengine tasks share in data: the cache folder, and the scenes composed for the demos."""
+"""Data of the mmengine tasks: the cache folder, and the scenes composed for the demos."""
