@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,16 +33,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Region:
-    """Which positions of an output are compared, and how much each counts.
+    """Which positions are compared, and how much each counts.
 
     Args:
-        weight: One non-negative number a position, ``(P,)``; 0 leaves it out.
-        total: What the weighted sum is divided by; ``weight.sum()`` by default. In
+        weight: One non-negative number a position; 0 leaves it out. ``(P,)`` for outputs
+            ``(P, ...)``, or a map ``(B, H, W)`` for outputs and features ``(B, C, h, w)``, which is
+            read at the nearest place where its size is another.
+        total: What the weighted sum is divided by; the sum of the weights by default. In
             data-parallel training, the mean of that sum over processes.
+        average: Takes the mean over processes of a number; for maps, whose sum is known only at
+            the size of what they are used on.
     """
 
     weight: Tensor
     total: Tensor | None = None
+    average: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass
@@ -50,16 +55,22 @@ class Context:
     """What a task computes beside the taps, for one batch.
 
     Args:
-        student: Outputs of the student by name; positions on the first axis.
+        student: Outputs of the student by name; positions on the first axis, or maps
+            ``(B, C, H, W)``.
         teachers: Outputs of each teacher by name, on the same positions.
         regions: Regions by name.
-        targets: Ground truth by output name, for losses that want it.
+        targets: Ground truth by output name, for losses that want it; of maps ``(B, H, W)``.
+        images: What the student saw, for losses that want it.
+        match: Brings a teacher's output (second) to the size of a student's (first); without it,
+            two sizes are an error.
     """
 
     student: Mapping[str, Tensor] = field(default_factory=dict)
     teachers: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     regions: Mapping[str, Region] = field(default_factory=dict)
     targets: Mapping[str, Tensor] = field(default_factory=dict)
+    images: Tensor | None = None
+    match: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,8 +99,11 @@ def default_outputs(output: Any) -> dict[str, Tensor]:
 class Distiller(nn.Module):
     """Match a student with its teachers, pair by pair.
 
-    Its parameters are the adapters' (and the losses', where one has some): add them to the
-    optimizer. Its ``state_dict`` is what a checkpoint keeps beside the student.
+    Its ``state_dict`` is what a checkpoint keeps beside the student. Its parameters are those of
+    adapters and losses: :meth:`partner_parameters` are trained with the student, so add them to its
+    optimizer. :meth:`critic_parameters`, where a loss plays against the student (as
+    :class:`~.losses.Holistic` does), have an optimizer of their own, which steps after the
+    student's on :meth:`critic_losses`.
 
     Args:
         student: The network in training. Held by reference, not as a submodule.
@@ -97,6 +111,8 @@ class Distiller(nn.Module):
         recipe: What is matched; a :class:`Recipe` or a list of config lines.
         outputs: Names the outputs of a plain forward, for pairs on ``outputs.NAME``.
         reads: Further taps on the student, which a task's adapter makes its outputs from.
+        default_region: Region of the outputs' pairs that name none, where their loss weighs
+            positions.
 
     Raises:
         TapError: If a tap names no module.
@@ -120,6 +136,7 @@ class Distiller(nn.Module):
         recipe: Recipe | list[dict[str, Any]],
         outputs: Callable[[Any], Mapping[str, Tensor]] = default_outputs,
         reads: Iterable[str] = (),
+        default_region: str | None = None,
     ) -> None:
         super().__init__()
         self.recipe = recipe if isinstance(recipe, Recipe) else Recipe.from_config(recipe)
@@ -139,12 +156,11 @@ class Distiller(nn.Module):
         self._taps = Taps(student, [*(p.student for p in tapped), *reads])
         # Names only: taps hold their model, and a copy of this module (EMA) must not copy that.
         self._teacher_taps: dict[str, list[str]] = {name: [] for name in self.teachers}
-        for pair in self.recipe.pairs:
-            name = self._teacher_of(pair)
-            if not pair.is_output:
-                self._teacher_taps[name].append(pair.teacher)
-        for name, specs in self._teacher_taps.items():
-            self.teachers[name].taps(specs)
+        self._served = self.recipe.by_teacher(self.teachers)
+        self._teacher_of = {p.name: n for n, pairs in self._served.items() for p in pairs}
+        for name, pairs in self._served.items():
+            self._teacher_taps[name] = [p.teacher for p in pairs if not p.is_output]
+            self.teachers[name].taps(self._teacher_taps[name])
         self._stop_after: dict[str, dict[tuple[str, str], int] | None] = {}
         self.adapters = nn.ModuleDict()
         self.losses = nn.ModuleDict({p.name: p.build_loss() for p in self.recipe.pairs})
@@ -154,6 +170,12 @@ class Distiller(nn.Module):
         }
         for pair in self.recipe.pairs:
             self._check_arguments(pair)
+        self._region_of = {
+            p.name: p.region or (default_region if p.is_output and self._weighs(p) else None)
+            for p in self.recipe.pairs
+        }
+        # What the adversarial pairs compared in the last batch, without a graph.
+        self._played: dict[str, tuple[Tensor, Tensor, dict[str, Any]]] = {}
         self.is_set_up = False
 
     # -- what it needs -------------------------------------------------------------------------
@@ -165,12 +187,17 @@ class Distiller(nn.Module):
 
     def pairs_of(self, teacher: str) -> list[Pair]:
         """The pairs that one teacher serves."""
-        return [p for p in self.recipe.pairs if self._teacher_of(p) == teacher]
+        return self._served[teacher]
+
+    def _weighs(self, pair: Pair) -> bool:
+        """Whether the pair's loss takes a weight a position."""
+        per_position = getattr(self.losses[pair.name], "per_position", True)
+        return per_position and {"weight", "total"} <= self._forward_args[pair.name]
 
     def _check_arguments(self, pair: Pair) -> None:
         """Tell before training what the pair's loss cannot be given, or would not use."""
         takes, loss = self._forward_args[pair.name], type(self.losses[pair.name]).__name__
-        if pair.region is not None and not {"weight", "total"} <= takes:
+        if pair.region is not None and not self._weighs(pair):
             raise ConfigError(
                 f"Pair {pair.name!r} is limited to region {pair.region!r}, but {loss} takes no "
                 "'weight' per position and 'total'."
@@ -180,27 +207,24 @@ class Distiller(nn.Module):
                 f"Pair {pair.name!r}: {loss} compares with the ground truth, which only outputs "
                 f"('{OUTPUTS}NAME') have; {pair.student!r} is a tap."
             )
-
-    def _teacher_of(self, pair: Pair) -> str:
-        name = pair.of or next(iter(self.teachers))
-        if name not in self.teachers:
+        if self._is_adversarial(pair) and not pair.is_output:
             raise ConfigError(
-                f"Pair {pair.name!r} is of teacher {name!r}, but the teachers are "
-                f"{list(self.teachers)}.{did_you_mean(name, self.teachers)}"
+                f"Pair {pair.name!r}: {loss} plays on outputs ('{OUTPUTS}NAME'); {pair.student!r} "
+                "is a tap."
             )
-        return name
 
-    @property
-    def outputs_needed(self) -> set[str]:
-        """Names of the outputs that some pair compares."""
-        return {p.student.removeprefix(OUTPUTS) for p in self.recipe.pairs if p.is_output} | {
-            p.teacher.removeprefix(OUTPUTS) for p in self.recipe.pairs if p.is_output
-        }
+    def _is_adversarial(self, pair: Pair) -> bool:
+        return getattr(self.losses[pair.name], "adversarial", False)
 
-    @property
-    def regions_needed(self) -> set[str]:
-        """Names of the regions that some pair is limited to."""
-        return {p.region for p in self.recipe.pairs if p.region is not None}
+    def partner_parameters(self) -> list[nn.Parameter]:
+        """What is trained with the student: the adapters, and what losses learn beside it."""
+        critics = {id(p) for p in self.critic_parameters()}
+        return [p for p in self.parameters() if p.requires_grad and id(p) not in critics]
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """What is trained against the student, by an optimizer of its own."""
+        pairs = filter(self._is_adversarial, self.recipe.pairs)
+        return [p for pair in pairs for p in self.losses[pair.name].parameters()]
 
     # -- one batch -----------------------------------------------------------------------------
 
@@ -240,17 +264,18 @@ class Distiller(nn.Module):
         """
         if not self.is_set_up:
             self.setup(self.student, lambda name: self.teachers[name].model, *args, **kwargs)
-            if any(True for _ in self.adapters.parameters()):
+            if any(True for _ in self.parameters()):
                 logger.warning(
-                    "Adapters with parameters were made in the first forward. An optimizer made "
+                    "Adapters or critics were made in the first forward. An optimizer made "
                     "before it does not train them: call Distiller.setup before making it."
                 )
         with self.watch() as seen:
             output = self.student(*args, **kwargs)
         asked = {name: self.ask(name, *args, **kwargs) for name in self.teachers}
         context = Context(
-            student=self._outputs(output) if self.outputs_needed else {},
+            student=self._outputs(output) if self.recipe.outputs else {},
             teachers={n: self._outputs(out) for n, (_, out) in asked.items() if out is not None},
+            images=args[0] if args and isinstance(args[0], Tensor) else None,
         )
         taught = {name: captured for name, (captured, _) in asked.items()}
         return output, self.terms(seen, taught, context, progress or Progress())
@@ -273,6 +298,7 @@ class Distiller(nn.Module):
             ShapeError: If two tensors do not match.
         """
         found: dict[str, Term] = {}
+        self._played = {}
         for pair, factor in zip(self.recipe.pairs, self.recipe.factors(progress), strict=True):
             if factor == 0.0:
                 touch = [p.sum() * 0.0 for p in self._parameters_of(pair)]
@@ -282,7 +308,9 @@ class Distiller(nn.Module):
             raw = (
                 self._compare_outputs(pair, context)
                 if pair.is_output
-                else self._compare_taps(pair, student, teachers[self._teacher_of(pair)])
+                else self._compare_taps(
+                    pair, student, teachers[self._teacher_of[pair.name]], context
+                )
             )
             found[pair.name] = Term(raw.detach(), raw * factor)
         return found
@@ -290,20 +318,27 @@ class Distiller(nn.Module):
     def _compare_outputs(self, pair: Pair, context: Context) -> Tensor:
         student = _lookup(context.student, pair.student.removeprefix(OUTPUTS), "student output")
         teacher = _lookup(
-            context.teachers.get(self._teacher_of(pair), {}),
+            context.teachers.get(self._teacher_of[pair.name], {}),
             pair.teacher.removeprefix(OUTPUTS),
             "teacher output",
         )
+        if student.shape != teacher.shape and context.match is not None:
+            teacher = context.match(student, teacher)
         if student.shape != teacher.shape:
             raise ShapeError(
                 f"Pair {pair.name!r}: student's {pair.student} is {tuple(student.shape)}, "
                 f"teacher's {pair.teacher} is {tuple(teacher.shape)}."
             )
-        extra: dict[str, Any] = {}
-        if "target" in self._forward_args[pair.name]:
-            extra["target"] = _lookup(context.targets, pair.student.removeprefix(OUTPUTS), "target")
-        if pair.region is not None:
-            region = _lookup(context.regions, pair.region, "region")
+        takes, extra = self._forward_args[pair.name], {}
+        if "target" in takes:
+            name = pair.student.removeprefix(OUTPUTS)
+            target = _lookup(context.targets, name, "target")
+            is_map = target.ndim == 3 and student.ndim == 4
+            extra["target"] = _nearest(target, student.shape[2:]) if is_map else target
+        region = self._region(pair, context)
+        if region is not None and region.weight.ndim == 3:
+            extra.update(self._on_map(pair, region, student))
+        elif region is not None:
             if region.weight.shape != student.shape[:1]:
                 raise ShapeError(
                     f"Pair {pair.name!r}: region {pair.region!r} has weights of shape "
@@ -316,9 +351,33 @@ class Distiller(nn.Module):
             student, teacher = student[chosen], teacher[chosen]
             extra = {key: value[chosen] for key, value in extra.items()}
             extra.update(weight=region.weight[chosen], total=total)
+        if "image" in takes:
+            extra["image"] = context.images
+        if self._is_adversarial(pair):
+            self._played[pair.name] = (student.detach(), teacher.detach(), extra)
         return self.losses[pair.name](student, teacher, **extra)
 
-    def _compare_taps(self, pair: Pair, student: Captured, teacher: Captured) -> Tensor:
+    def _region(self, pair: Pair, context: Context) -> Region | None:
+        name = self._region_of[pair.name]
+        return None if name is None else _lookup(context.regions, name, "region")
+
+    def _on_map(self, pair: Pair, region: Region, student: Tensor) -> dict[str, Any]:
+        """What a loss of maps is given of a region."""
+        if student.ndim != 4 or region.weight.shape[:1] != student.shape[:1]:
+            raise ShapeError(
+                f"Pair {pair.name!r}: region {self._region_of[pair.name]!r} is a map "
+                f"{tuple(region.weight.shape)}, but {pair.student!r} is {tuple(student.shape)}; "
+                "expected (B, C, H, W)."
+            )
+        weight = _nearest(region.weight, student.shape[2:])
+        total = region.total
+        if total is None and region.average is not None:
+            total = region.average(weight.sum())
+        return dict(weight=weight, total=total)
+
+    def _compare_taps(
+        self, pair: Pair, student: Captured, teacher: Captured, context: Context
+    ) -> Tensor:
         if pair.name not in self.adapters:
             raise DistillError(
                 f"Pair {pair.name!r} has no adapters yet. Call Distiller.setup with an example "
@@ -331,15 +390,31 @@ class Distiller(nn.Module):
                 f"Pair {pair.name!r}: {pair.student!r} gives {len(tensors)} tensors, but gave "
                 f"{len(adapters)} in Distiller.setup. Run setup on a batch like those of training."
             )
-        values = []
+        region, values = self._region(pair, context), []
         for adapter, (s, t) in zip(adapters, tensors, strict=True):
             if torch.is_grad_enabled() and not s.requires_grad:
                 raise TapError(
                     f"Pair {pair.name!r}: no gradient reaches the student's {pair.student!r} (a "
                     "frozen stage?), so the pair could teach nothing. Tap a layer that is trained."
                 )
-            values.append(self.losses[pair.name](*adapter(s, t)))
+            s, t = adapter(s, t)
+            extra = {} if region is None else self._on_map(pair, region, s)
+            values.append(self.losses[pair.name](s, t, **extra))
         return torch.stack(values).mean()
+
+    def critic_losses(self) -> dict[str, dict[str, Tensor]]:
+        """What the critics minimise, on the maps that :meth:`terms` compared last.
+
+        Called after the student's step: its maps are used without their graph, so nothing of it
+        reaches the student.
+
+        Returns:
+            For each adversarial pair that is active, by name: ``loss``, and figures beside it.
+        """
+        return {
+            name: self.losses[name].critic_step_losses(student, teacher, **extra)  # type: ignore
+            for name, (student, teacher, extra) in self._played.items()
+        }
 
     def _match(
         self, pair: Pair, student: Captured, teacher: Captured
@@ -354,7 +429,7 @@ class Distiller(nn.Module):
         return list(zip(ours, theirs, strict=True))
 
     def _parameters_of(self, pair: Pair) -> list[nn.Parameter]:
-        modules = [self.losses[pair.name]]
+        modules = [] if self._is_adversarial(pair) else [self.losses[pair.name]]
         if pair.name in self.adapters:
             modules.append(self.adapters[pair.name])
         return [p for module in modules for p in module.parameters() if p.requires_grad]
@@ -368,7 +443,7 @@ class Distiller(nn.Module):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """Make the adapters from the shapes of one example batch, before the optimizer is made.
+        """Make adapters and critics from the shapes of one batch, before the optimizer is made.
 
         Runs the student in eval mode and without gradient, so it changes neither its weights nor
         its statistics nor the random state.
@@ -388,13 +463,14 @@ class Distiller(nn.Module):
         try:
             with torch.no_grad():
                 self.student.eval()
-                seen = self._observe_stable(self._taps, student_forward, *args, **kwargs)
+                seen, output = self._observe_stable(self._taps, student_forward, *args, **kwargs)
+                self._prepare_critics(output, args)
                 for name, teacher in self.teachers.items():
                     taps = teacher.taps(self._teacher_taps[name])
                     call = teacher_forward(name)
-                    asked = self._observe_stable(taps, teacher.run, call, *args, **kwargs)
+                    asked, _ = self._observe_stable(taps, teacher.run, call, *args, **kwargs)
                     # The rest of the forward is needed only where its output is compared.
-                    pairs = self.pairs_of(name)
+                    pairs = self._served[name]
                     tapped_only = bool(pairs) and not any(p.is_output for p in pairs)
                     self._stop_after[name] = asked.counts() if tapped_only else None
                     for pair in pairs:
@@ -417,9 +493,9 @@ class Distiller(nn.Module):
     @staticmethod
     def _observe_stable(
         taps: Taps, call: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Captured:
+    ) -> tuple[Captured, Any]:
         with taps.capture() as captured:
-            call(*args, **kwargs)
+            output = call(*args, **kwargs)
         if mutated := captured.mutated():
             logger.info(
                 "Copied when read, because changed in place later: %s.",
@@ -427,8 +503,16 @@ class Distiller(nn.Module):
             )
             taps.copied |= mutated
             with taps.capture() as captured:
-                call(*args, **kwargs)
-        return captured
+                output = call(*args, **kwargs)
+        return captured, output
+
+    def _prepare_critics(self, output: Any, args: tuple) -> None:
+        pairs = [p for p in self.recipe.pairs if self._is_adversarial(p)]
+        found = self._outputs(output) if pairs else {}
+        for pair in pairs:
+            example = _lookup(found, pair.student.removeprefix(OUTPUTS), "student output")
+            image = args[0] if args and isinstance(args[0], Tensor) else None
+            self.losses[pair.name].prepare(example, image)  # type: ignore[operator]
 
     def _make_adapters(self, pair: Pair, student: Captured, teacher: Captured) -> None:
         made = nn.ModuleList()
@@ -445,6 +529,17 @@ class Distiller(nn.Module):
             made.append(adapter)
             logger.info("Pair %s[%d]: %s.", pair.name, index, describe(adapter, s, t))
         self.adapters[pair.name] = made
+
+
+def _nearest(values: Tensor, size: Sequence[int]) -> Tensor:
+    """Read a map ``(B, H, W)`` of any type at another size, each place at the nearest."""
+    if values.shape[1:] == torch.Size(size):
+        return values
+    rows, columns = (
+        ((torch.arange(n, device=values.device) + 0.5) * (old / n)).long()
+        for n, old in zip(size, values.shape[1:], strict=True)
+    )
+    return values[:, rows[:, None], columns]
 
 
 def _check_apart(student: nn.Module, teacher: nn.Module | FrozenTeacher, name: str) -> None:

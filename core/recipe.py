@@ -76,8 +76,9 @@ class Pair:
         weight: Factor on the loss, >= 0.
         name: How it is called in the log; made from the loss and the region by default.
         of: Which teacher, where there are several; the first by default.
-        region: Positions of an output to compare, named by the task (detection: ``"main"``,
-            ``"vlr"``, ...).
+        region: Positions to compare, named by the task (detection: ``"main"``, ``"vlr"``, ...;
+            segmentation: ``"labelled"``). Of an output; of a tapped map where the task's regions
+            are maps.
         adapter: One of :data:`.adapters.ADAPTERS`, ``"auto"`` by default; see
             :class:`.adapters.Adapter`.
         start: Active from here, in the recipe's unit.
@@ -209,6 +210,37 @@ class Recipe:
             unique.append(replace(pair, name=name))
         return cls(tuple(unique), unit, made)
 
+    @property
+    def outputs(self) -> set[str]:
+        """Names of the outputs that some pair compares."""
+        taps = [tap for p in self.pairs if p.is_output for tap in (p.student, p.teacher)]
+        return {tap.removeprefix(OUTPUTS) for tap in taps}
+
+    @property
+    def regions(self) -> set[str]:
+        """Names of the regions that some pair is limited to."""
+        return {p.region for p in self.pairs if p.region is not None}
+
+    def by_teacher(self, teachers: Iterable[str]) -> dict[str, list[Pair]]:
+        """The pairs that each teacher serves.
+
+        Args:
+            teachers: Names of the teachers; the first serves the pairs that name none.
+
+        Raises:
+            ConfigError: If a pair names a teacher that is not there.
+        """
+        found: dict[str, list[Pair]] = {name: [] for name in teachers}
+        for pair in self.pairs:
+            name = pair.of or next(iter(found))
+            if name not in found:
+                raise ConfigError(
+                    f"Pair {pair.name!r} is of teacher {name!r}, but the teachers are "
+                    f"{list(found)}.{did_you_mean(name, found)}"
+                )
+            found[name].append(pair)
+        return found
+
     def now(self, progress: Progress) -> float:
         """Progress in the recipe's unit."""
         return progress.epoch if self.unit == "epoch" else float(progress.step)
@@ -320,11 +352,6 @@ def _check_pair(pair: Pair) -> None:
     if not pair.is_output:
         Tap.parse(ours)
         Tap.parse(theirs)
-        if pair.region is not None:
-            raise ConfigError(
-                f"Pair {ours!r} has region={pair.region!r}, but only outputs ('{OUTPUTS}NAME') "
-                "have regions; a tapped tensor is compared everywhere."
-            )
     if pair.adapter not in ADAPTERS:
         raise ConfigError(
             f"adapter={pair.adapter!r} of pair {ours!r} is not one of {ADAPTERS}."

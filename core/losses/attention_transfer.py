@@ -140,6 +140,7 @@ class AttentionTransfer(nn.Module):
     """
 
     any_channels: ClassVar[bool] = True
+    per_position: ClassVar[bool] = False  # a weight is one a sample
 
     def __init__(self, *, p: float = 2, reduce: Reduce = "sum", form: Form = "paper") -> None:
         super().__init__()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from ..errors import ShapeError
@@ -87,6 +89,8 @@ class ChannelWiseDistillation(nn.Module):
         >>> loss(torch.ones(1, 2, 3, 3), torch.zeros(1, 2, 3, 3)).item()
         0.0
     """
+
+    per_position: ClassVar[bool] = False  # a weight is one a channel
 
     def __init__(self, *, temperature: float = 4.0) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -191,6 +191,8 @@ class FactorTransfer(nn.Module):
         >>> FactorTransfer(p=2)(torch.ones(2, 3, 4, 4), torch.ones(2, 3, 4, 4)).item()
         0.0
     """
+
+    per_position: ClassVar[bool] = False  # a weight is one a sample
 
     def __init__(self, *, p: int = 1, form: Form = "paper") -> None:
         super().__init__()

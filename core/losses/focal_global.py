@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -315,6 +316,8 @@ class FocalGlobal(nn.Module):
         >>> student.grad is None
         False
     """
+
+    per_position: ClassVar[bool] = False  # a weight is one a sample
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -166,6 +166,8 @@ class FSP(nn.Module):
         >>> FSP()((one, one), (one, one)).item()
         0.0
     """
+
+    per_position: ClassVar[bool] = False  # a weight is one a sample
 
     def __init__(self, *, pooling: Pooling = "max", reduction: Reduction = "sum") -> None:
         super().__init__()

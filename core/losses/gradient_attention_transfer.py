@@ -273,6 +273,7 @@ class GradientAttentionTransfer(nn.Module):
     """
 
     any_channels: ClassVar[bool] = True
+    per_position: ClassVar[bool] = False  # a weight is one a sample
 
     def __init__(
         self,

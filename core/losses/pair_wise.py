@@ -128,6 +128,7 @@ class PairWise(nn.Module):
     """
 
     any_channels: ClassVar[bool] = True
+    per_position: ClassVar[bool] = False  # a weight is one a sample
 
     def __init__(
         self,

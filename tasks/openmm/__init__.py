@@ -13,6 +13,7 @@ from .config import load_config, prepare_config
 from .hooks import DistillHook, SafeCheckpointHook
 from .model import DistilledModel
 from .optim import DistillOptimWrapperConstructor
+from .parallel import DistilledDataParallel
 from .runner import DistillRunner
 from .seeded import NumberedSampler, SeededDataset
 
@@ -21,6 +22,7 @@ __all__ = [
     "DistillHook",
     "DistillOptimWrapperConstructor",
     "DistillRunner",
+    "DistilledDataParallel",
     "DistilledModel",
     "NumberedSampler",
     "SafeCheckpointHook",

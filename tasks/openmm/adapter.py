@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ...core.distiller import Context
 from ...core.errors import ConfigError, did_you_mean
+from ...core.recipe import Recipe
 from ...core.taps import Captured
 
 __all__ = ["TASK_ADAPTERS", "TaskAdapter", "adapter_of_scope"]
@@ -34,20 +35,35 @@ class TaskAdapter(ABC):
     Args:
         student: The student, as its framework builds it.
         teachers: By name, the teachers whose outputs are compared.
+        recipe: What is compared.
+        probe_size: Side in pixels of a zero image that both networks can be tried on.
     """
 
     outputs: Mapping[str, str] = {}
     """Names under ``outputs.`` that pairs may compare, and what each is."""
     regions: Mapping[str, str] = {}
     """Regions that pairs may be limited to, and what each is."""
+    regions_are_maps: bool = False
+    """Whether regions say something of every place of the image, so that taps may have one too."""
+    default_region: str | None = None
+    """Region of the outputs' pairs that name none, where their loss weighs positions."""
 
-    def __init__(self, student: nn.Module, teachers: Mapping[str, nn.Module]) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        teachers: Mapping[str, nn.Module],
+        recipe: Recipe = Recipe(()),  # noqa: B008 - frozen
+        probe_size: int = 128,
+    ) -> None:
         self.student = student
         self.teachers = teachers
+        self.recipe = recipe
+        self.probe_size = probe_size
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TaskAdapter:
         # An EMA copies the whole model; the teachers are shared.
-        return type(self)(copy.deepcopy(self.student, memo), self.teachers)
+        student = copy.deepcopy(self.student, memo)
+        return type(self)(student, self.teachers, self.recipe, self.probe_size)
 
     @classmethod  # noqa: B027 - not every task has something to look at
     def check_data(cls, cfg: Config) -> None:
@@ -66,6 +82,10 @@ class TaskAdapter(ABC):
     @abstractmethod
     def forward(self, model: nn.Module) -> Callable[[Tensor], Any]:
         """Return what maps a batch of images to the raw outputs, for a student or a teacher."""
+
+    def name_outputs(self, raw: Any) -> Mapping[str, Tensor]:
+        """Name what :meth:`forward` gave, for losses that take their shape from an example."""
+        return {}
 
     @abstractmethod
     def check(self, outputs: Collection[str], regions: Collection[str]) -> None:
@@ -111,6 +131,13 @@ class TaskAdapter(ABC):
                     raise ConfigError(
                         f"There is no {what} {name!r}.{did_you_mean(name, known)} Known: {listing}."
                     )
+        for pair in self.recipe.pairs:
+            if pair.region is not None and not pair.is_output and not self.regions_are_maps:
+                raise ConfigError(
+                    f"Pair {pair.name!r} ({pair.student!r}) has region={pair.region!r}, but here "
+                    "only outputs ('outputs.NAME') have regions; a tapped tensor is compared "
+                    "everywhere."
+                )
 
 
 def adapter_of_scope(scope: str) -> type[TaskAdapter]:

@@ -9,9 +9,16 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from ...core.errors import ConfigError
+from ...core.errors import ConfigError, did_you_mean
+from ...core.recipe import resolve_loss
+from .optim import CRITIC, STUDENT
 
-__all__ = ["load_config", "plain_config", "prepare_config"]
+__all__ = ["critic_options", "load_config", "plain_config", "prepare_config"]
+
+# What the authors of the holistic term train its discriminator with.
+_CRITIC = dict(
+    optimizer=dict(type="SGD", lr=4e-4, momentum=0.9, weight_decay=5e-4), clip_grad=None, steps=1
+)
 
 
 def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
@@ -52,6 +59,63 @@ def plain_config(cfg: Config) -> Config:
     return plain
 
 
+def critic_options(distill: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how the critics of a recipe are trained, defaults filled in.
+
+    Args:
+        distill: A ``distill`` entry; ``critic`` in it may hold ``optimizer`` (SGD, learning rate
+            4e-4, momentum 0.9, weight decay 5e-4, as in the code of Liu et al. 2019),
+            ``param_scheduler`` (by default polynomial with power 0.9 down to 0 over the run, as
+            there), ``clip_grad`` (none) and ``steps`` (critic steps after each of the student, 1).
+
+    Raises:
+        ConfigError: If an option is unknown or ``steps`` is no positive number.
+
+    Example:
+        >>> critic_options(dict(critic=dict(steps=2)))["steps"]
+        2
+    """
+    given = dict(distill.get("critic") or {})
+    known = [*_CRITIC, "param_scheduler"]
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"distill.critic has no {key!r}.{did_you_mean(key, known)}")
+    options = {**_CRITIC, **given}
+    if not isinstance(options["steps"], int) or options["steps"] < 1:
+        raise ConfigError(f"distill.critic.steps is {options['steps']!r}; expected 1 or more.")
+    return options
+
+
+def _has_critic(distill: Mapping[str, Any]) -> bool:
+    """Whether a pair plays against the student; lines that cannot be read are told later."""
+    for pair in distill.get("pairs") or ():
+        loss = pair.get("loss") if isinstance(pair, Mapping) else None
+        try:
+            if isinstance(loss, str) and getattr(resolve_loss(loss), "adversarial", False):
+                return True
+        except ConfigError:
+            continue
+    return False
+
+
+def _add_critic(cfg: Config) -> None:
+    """Give the critics their optimizer and schedule, beside the student's."""
+    options = critic_options(cfg.distill)
+    cfg.optim_wrapper.critic = ConfigDict(
+        optimizer=options["optimizer"], clip_grad=options["clip_grad"]
+    )
+    ours = options.get("param_scheduler")
+    if ours is None:
+        loop = cfg.get("train_cfg") or {}
+        by_epoch = loop.get("max_epochs") is not None
+        length = loop.get("max_epochs") or loop.get("max_iters")
+        ours = [dict(type="PolyLR", power=0.9, eta_min=0.0, begin=0, end=length, by_epoch=by_epoch)]
+        if by_epoch:
+            ours[0]["convert_to_iter_based"] = True
+    theirs = cfg.get("param_scheduler") or []
+    cfg.param_scheduler = ConfigDict({STUDENT: theirs, CRITIC: ours})
+
+
 def prepare_config(cfg: Config) -> Config:
     """Wrap the student of a config that has ``distill``; leave any other as it is.
 
@@ -80,6 +144,8 @@ def prepare_config(cfg: Config) -> Config:
     wrapper = cfg.optim_wrapper
     wrapper.student_constructor = wrapper.get("constructor", "DefaultOptimWrapperConstructor")
     wrapper.constructor = "DistillOptimWrapperConstructor"
+    if _has_critic(cfg.distill):
+        _add_critic(cfg)
     loader = cfg.get("train_dataloader")
     if loader:
         loader.dataset = ConfigDict(type="SeededDataset", dataset=loader.dataset)

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from mmengine.dist import all_reduce, get_world_size
 from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -15,11 +17,13 @@ from ...core.distiller import Distiller, check_finite
 from ...core.errors import ConfigError, did_you_mean
 from ...core.recipe import Progress, Recipe
 from .adapter import adapter_of_scope
+from .config import critic_options
+from .optim import CRITIC, STUDENT, AlternatingOptimWrapper
 from .teacher import build_teacher
 
 __all__ = ["DistilledModel"]
 
-_OPTIONS = ("teacher", "teachers", "pairs", "unit", "stages", "probe_size")
+_OPTIONS = ("teacher", "teachers", "pairs", "unit", "stages", "probe_size", "critic")
 
 
 @MODELS.register_module()
@@ -34,8 +38,9 @@ class DistilledModel(BaseModel):
     Args:
         student: The student's own model config.
         distill: ``teacher`` (or ``teachers``, by name), ``pairs``, and optionally ``unit``,
-            ``stages`` and ``probe_size`` (height and width in pixels of the zero image from which
-            adapters take their shapes; 128 by default).
+            ``stages``, ``probe_size`` (height and width in pixels of the zero image from which
+            adapters take their shapes; 128 by default) and ``critic`` (see
+            :func:`.config.critic_options`).
         scope: Registry scope that decides the task.
 
     Raises:
@@ -65,26 +70,36 @@ class DistilledModel(BaseModel):
         self.student = module
         configs = _teacher_configs(distill)
         teachers = {name: build_teacher(cfg, module, name) for name, cfg in configs.items()}
-        distiller = Distiller(module, teachers, recipe)
         # A teacher of features alone may have another head.
         compared = {
-            name: teacher.model
-            for name, teacher in teachers.items()
-            if any(pair.is_output for pair in distiller.pairs_of(name))
+            name: teachers[name].model
+            for name, pairs in recipe.by_teacher(teachers).items()
+            if any(pair.is_output for pair in pairs)
         }
-        self.task = adapter_of_scope(scope)(module, compared)
-        outputs, regions = distiller.outputs_needed, distiller.regions_needed
-        self.task.check_names(outputs, regions)
-        self.task.check(outputs, regions)
-        if outputs:
-            distiller = Distiller(module, teachers, recipe, reads=self.task.reads)
-        self.distiller = distiller
         size = int(distill.get("probe_size", 128))
+        self.task = adapter_of_scope(scope)(module, compared, recipe, size)
+        self.task.check_names(recipe.outputs, recipe.regions)
+        self.task.check(recipe.outputs, recipe.regions)
+        self.distiller = Distiller(
+            module,
+            teachers,
+            recipe,
+            outputs=self.task.name_outputs,
+            reads=self.task.reads if recipe.outputs else (),
+            default_region=self.task.default_region,
+        )
         self.distiller.setup(
             self.task.forward(module),
             lambda name: self.task.forward(teachers[name].model),
             torch.zeros(1, 3, size, size),
         )
+        self.critic_steps = critic_options(distill)["steps"]
+        # The critics learn by a backward pass of their own, which data-parallel training of the
+        # student must neither wait for nor count as missing; `critic_step` averages for them.
+        critics = {id(p) for p in self.distiller.critic_parameters()}
+        self._ddp_params_and_buffers_to_ignore = [
+            name for name, p in self.named_parameters() if id(p) in critics
+        ]
         # Checkpoints hold the student under its own names; adapters go to a side entry.
         self.register_state_dict_post_hook(_export_student)
         self.register_load_state_dict_pre_hook(_import_student)
@@ -116,13 +131,11 @@ class DistilledModel(BaseModel):
             captured[name], raw = self.distiller.ask(name, inputs, forward=forward, **extra)
             if name in self.task.teachers:
                 asked[name] = raw
-        outputs = self.distiller.outputs_needed
-        context = self.task.context(
-            seen, asked, data_samples, outputs, self.distiller.regions_needed
-        )
-        progress = _progress()
+        recipe, progress = self.distiller.recipe, _progress()
+        context = self.task.context(seen, asked, data_samples, recipe.outputs, recipe.regions)
+        context.images = inputs
         terms = self.distiller.terms(seen, captured, context, progress)
-        weight = self.distiller.recipe.task_weight(progress)
+        weight = recipe.task_weight(progress)
         if weight != 1.0:
             losses = {k: _scale(v, weight) if "loss" in k else v for k, v in losses.items()}
         device = inputs.device
@@ -130,6 +143,43 @@ class DistilledModel(BaseModel):
             losses[f"loss_kd_{name}"] = term.weighted.to(device)
             losses[f"kd_{name}_raw"] = term.raw.to(device)
         return losses
+
+    def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, Tensor]:
+        """One step of the student, then of the critics where the recipe has some."""
+        if not isinstance(optim_wrapper, AlternatingOptimWrapper):
+            return super().train_step(data, optim_wrapper)
+        figures = super().train_step(data, optim_wrapper[STUDENT])
+        figures.update(self.critic_step(optim_wrapper[CRITIC]))
+        return figures
+
+    def critic_step(self, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
+        """Let the critics learn from the maps of the student's last step.
+
+        In float32, whatever the student's step ran in: the gradient penalty is differentiated
+        twice.
+
+        Raises:
+            NonFiniteLossError: If a critic diverges; its weights are then still finite.
+        """
+        figures: dict[str, Tensor] = {}
+        parameters = self.distiller.critic_parameters()
+        for _ in range(self.critic_steps):
+            found = self.distiller.critic_losses()
+            if not found:  # every adversarial pair is off
+                return {}
+            step = _progress().step + 1
+            losses = {f"loss_critic_{name}": values.pop("loss") for name, values in found.items()}
+            figures = dict(losses)
+            for name, values in found.items():
+                figures.update({f"critic_{name}_{what}": v for what, v in values.items()})
+            check_finite(losses, step)
+            optim_wrapper.backward(optim_wrapper.scale_loss(torch.stack([*losses.values()]).sum()))
+            if optim_wrapper.should_update():
+                _average_gradients(parameters)
+                check_finite(_gradient_norms(self.distiller), step)
+                optim_wrapper.step()
+                optim_wrapper.zero_grad()
+        return {name: value.detach() for name, value in figures.items()}
 
     def parse_losses(self, losses: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum the losses, after stopping at one that is not finite.
@@ -141,6 +191,23 @@ class DistilledModel(BaseModel):
         terms = {name: value for name, value in log_vars.items() if name != "loss"}
         check_finite(terms, _progress().step + 1)
         return total, log_vars
+
+
+def _average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Take the mean of the critics' gradients over processes; there are few, so one by one."""
+    if get_world_size() > 1:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                all_reduce(parameter.grad, op="mean")
+
+
+def _gradient_norms(distiller: Distiller) -> dict[str, Tensor]:
+    found = {}
+    for name, loss in distiller.losses.items():
+        if getattr(loss, "adversarial", False):
+            gradients = [p.grad for p in loss.parameters() if p.grad is not None]
+            found[f"gradient of critic_{name}"] = nn.utils.get_total_norm(gradients)
+    return found
 
 
 def _inside(inputs: Tensor, data_samples: Any) -> Tensor:

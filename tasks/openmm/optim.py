@@ -7,11 +7,20 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from mmengine.optim import OptimWrapper
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
 
-__all__ = ["CpuAmpOptimWrapper", "DistillOptimWrapperConstructor"]
+__all__ = [
+    "CRITIC",
+    "STUDENT",
+    "AlternatingOptimWrapper",
+    "CpuAmpOptimWrapper",
+    "DistillOptimWrapperConstructor",
+]
+
+STUDENT, CRITIC = "student", "critic"
+"""Names of the two optimizers, in checkpoints and in ``param_scheduler``."""
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -23,7 +32,8 @@ class DistillOptimWrapperConstructor:
 
     Args:
         optim_wrapper_cfg: As mmengine passes it; ``student_constructor`` in it names the
-            constructor of the student's own config.
+            constructor of the student's own config, ``critic`` is the optimizer wrapper of the
+            critics, where the recipe has some.
         paramwise_cfg: As mmengine passes it.
     """
 
@@ -32,6 +42,7 @@ class DistillOptimWrapperConstructor:
     ) -> None:
         self.optim_wrapper_cfg = optim_wrapper_cfg.copy()
         self.constructor = self.optim_wrapper_cfg.pop("student_constructor")
+        self.critic = self.optim_wrapper_cfg.pop("critic", None)
         self.paramwise_cfg = paramwise_cfg
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
@@ -45,10 +56,33 @@ class DistillOptimWrapperConstructor:
             )
         )
         wrapper: OptimWrapper = build(inner.student)
-        adapters = [p for p in inner.distiller.parameters() if p.requires_grad]
-        if adapters:
+        if adapters := inner.distiller.partner_parameters():
             wrapper.optimizer.add_param_group({"params": adapters})
-        return wrapper
+        if self.critic is None:
+            return wrapper
+        settings = dict(self.critic)
+        parameters = inner.distiller.critic_parameters()
+        optimizer = OPTIMIZERS.build({"params": parameters, **settings.pop("optimizer")})
+        settings.setdefault("type", "OptimWrapper")
+        critic = OPTIM_WRAPPERS.build({"optimizer": optimizer, **settings})
+        return AlternatingOptimWrapper(**{STUDENT: wrapper, CRITIC: critic})
+
+
+class AlternatingOptimWrapper(OptimWrapperDict):
+    """The student's optimizer and the critics', stepped in turn by the model's ``train_step``.
+
+    The log calls the student's learning rate what it is called in plain training.
+    """
+
+    def initialize_count_status(self, model: nn.Module, cur_iter: int, max_iters: int) -> None:
+        """Tell both where training stands: accumulated gradients are counted by each."""
+        for wrapper in self.values():
+            wrapper.initialize_count_status(model, cur_iter, max_iters)
+
+    def get_lr(self) -> dict[str, list[float]]:
+        """The learning rates: ``lr`` and ``base_lr`` of the student, ``critic.lr``."""
+        found = super().get_lr()
+        return {name.removeprefix(f"{STUDENT}."): value for name, value in found.items()}
 
 
 @OPTIM_WRAPPERS.register_module()

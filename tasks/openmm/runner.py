@@ -17,6 +17,8 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ...core.errors import CheckpointError
+from .model import DistilledModel
+from .parallel import DistilledDataParallel
 from .teacher import SAFE_GLOBALS, read_mm_checkpoint
 
 __all__ = ["DistillRunner", "latest_checkpoint"]
@@ -45,13 +47,21 @@ class DistillRunner(Runner):
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wrap the model for data-parallel training."""
+        distilled = isinstance(model, DistilledModel)
+        if self.distributed and distilled and model_wrapper_cfg is None:
+            model_wrapper_cfg = dict(
+                type="DistilledDataParallel",
+                broadcast_buffers=False,
+                find_unused_parameters=self.cfg.get("find_unused_parameters", False),
+            )
         if not self.distributed or torch.cuda.is_available():
             return super().wrap_model(model_wrapper_cfg, model)
         options = dict(model_wrapper_cfg or {})
         options.pop("type", None)
         options.setdefault("broadcast_buffers", False)
         options.setdefault("find_unused_parameters", self.cfg.get("find_unused_parameters", False))
-        return MMDistributedDataParallel(module=model, **options)
+        wrapper = DistilledDataParallel if distilled else MMDistributedDataParallel
+        return wrapper(module=model, **options)  # type: ignore[arg-type]
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> Any:
         """Load a checkpoint after seeing that it is whole and needs no code to load.

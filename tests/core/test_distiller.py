@@ -603,8 +603,8 @@ def test_an_output_that_does_not_exist(student: Net, teacher: Net, image: Tensor
 def test_needs_are_told_to_the_task():
     recipe = [on("KLDivergence", region="main"), on("Hint", teacher="outputs.y", name="other")]
     distiller = Distiller(nn.Linear(1, 1), nn.Linear(1, 1), recipe)
-    assert distiller.outputs_needed == {"x", "y"}
-    assert distiller.regions_needed == {"main"}
+    assert distiller.recipe.outputs == {"x", "y"}
+    assert distiller.recipe.regions == {"main"}
 
 
 def test_outputs_can_be_named_by_the_user(student: Net, teacher: Net, image: Tensor):

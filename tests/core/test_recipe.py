@@ -165,7 +165,6 @@ def test_pairs_made_in_python_are_completed_and_checked_too():
         (output_line(temperature="hot"), "KLDivergence cannot be made from .*hot"),
         (line(adapter="conv1x2"), "adapter='conv1x2'.*Did you mean 'conv1x1'"),
         (output_line(adapter="conv1x1"), "adapters go with taps"),
-        (line(region="main"), "only outputs.*have regions"),
         (line(teacher="outputs.cls"), "only be matched with an output"),
         (output_line(teacher="neck"), "only be matched with an output"),
         (line(weight="1"), "weight of pair 'neck' is '1', which is no number"),

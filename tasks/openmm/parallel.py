@@ -1,0 +1,45 @@
+"""Data-parallel training of a distilled model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.dist import broadcast
+from mmengine.model import MMDistributedDataParallel
+from mmengine.registry import MODEL_WRAPPERS
+from torch import Tensor
+
+from .model import DistilledModel
+from .optim import CRITIC, STUDENT, AlternatingOptimWrapper
+
+__all__ = ["DistilledDataParallel"]
+
+
+@MODEL_WRAPPERS.register_module()
+class DistilledDataParallel(MMDistributedDataParallel):
+    """mmengine's wrapper, whose step lets the critics learn too.
+
+    The critics are outside the buckets: all processes begin with those of the first, and
+    :meth:`.DistilledModel.critic_step` averages their gradients.
+
+    Args:
+        module: The distilled model.
+        **kwargs: As for ``MMDistributedDataParallel``.
+    """
+
+    module: DistilledModel
+
+    def __init__(self, module: DistilledModel, **kwargs: Any) -> None:
+        super().__init__(module=module, **kwargs)
+        for loss in module.distiller.losses.values():
+            if getattr(loss, "adversarial", False):
+                for value in loss.state_dict().values():
+                    broadcast(value)
+
+    def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, Tensor]:
+        """One step of the student, then of the critics where the recipe has some."""
+        if not isinstance(optim_wrapper, AlternatingOptimWrapper):
+            return super().train_step(data, optim_wrapper)
+        figures = super().train_step(data, optim_wrapper[STUDENT])
+        figures.update(self.module.critic_step(optim_wrapper[CRITIC]))
+        return figures
