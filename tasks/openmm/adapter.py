@@ -62,8 +62,9 @@ class TaskAdapter(ABC):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TaskAdapter:
         # An EMA copies the whole model; the teachers are shared.
-        student = copy.deepcopy(self.student, memo)
-        return type(self)(student, self.teachers, self.recipe, self.probe_size)
+        copied = copy.copy(self)
+        copied.student = copy.deepcopy(self.student, memo)
+        return copied
 
     @classmethod  # noqa: B027 - not every task has something to look at
     def check_data(cls, cfg: Config) -> None:

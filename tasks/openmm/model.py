@@ -94,6 +94,11 @@ class DistilledModel(BaseModel):
             torch.zeros(1, 3, size, size),
         )
         self.critic_steps = critic_options(distill)["steps"]
+        if distill.get("critic") and not self.distiller.critic_parameters():
+            raise ConfigError(
+                "distill.critic says how a discriminator is trained, but no pair has one; add "
+                "dict(student='outputs.logits', loss='Holistic', ...), or leave it out."
+            )
         # The critics learn by a backward pass of their own, which data-parallel training of the
         # student must neither wait for nor count as missing; `critic_step` averages for them.
         critics = {id(p) for p in self.distiller.critic_parameters()}

@@ -49,6 +49,7 @@ class Job:
         effort: Expected cost relative to the other jobs, for the first estimate of the time left.
         evaluate: Command line that validates the finished checkpoint. Used where the run was
             interrupted between its last checkpoint and its last validation.
+        role: What the run stands for in a comparison; runs of one role differ by their seed.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Job:
     exclusive: bool = False
     effort: float = 1.0
     evaluate: tuple[str, ...] = ()
+    role: str = ""
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,16 @@ class Progress:
         console: Where to write. What is not a terminal gets plain lines instead of a live table.
         metric_label: Name of the validation figure.
         interval: Seconds between two plain lines.
+        digits: Digits of the figure after the point.
     """
 
-    def __init__(self, console: Console, metric_label: str, interval: float = 15.0) -> None:
+    def __init__(
+        self, console: Console, metric_label: str, interval: float = 15.0, digits: int = 3
+    ) -> None:
         self._console = console
         self._label = metric_label
         self._interval = interval
+        self._digits = digits
         self._last_line = float("-inf")
         self._started = time.monotonic()
         self._live: Live | None = None
@@ -69,8 +73,7 @@ class Progress:
             return
         self._last_line = now
         parts = [self._line(state) for state in states if state.status == "running"]
-        finished = sum(state.status == "finished" for state in states)
-        parts += [f"{finished} of {len(states)} runs finished", _left(seconds_left)]
+        parts += [_finished(states), _left(seconds_left)]
         self._console.print(Text(f"[{self._elapsed()}] " + " | ".join(parts)), soft_wrap=True)
 
     def _elapsed(self) -> str:
@@ -84,7 +87,7 @@ class Progress:
         if state.loss is not None:
             text += f" loss {state.loss:.3f}"
         if state.metric is not None:
-            text += f" {self._label} {state.metric:.3f}"
+            text += f" {self._label} {state.metric:.{self._digits}f}"
         return text
 
     def _table(self, states: Sequence[JobState], seconds_left: float | None) -> Group:
@@ -96,18 +99,29 @@ class Progress:
         table.add_column("loss", justify="right")
         table.add_column(self._label, justify="right")
         table.add_column("time", justify="right")
+        # Heading and footer take a line each; a live display that is too tall would lose its end.
+        fits = len(states) + 2 <= self._console.height
         for state in states:
+            if not fits and state.status in ("finished", "waiting"):
+                continue
             table.add_row(
                 Text(state.job.name, style=_STYLES.get(state.status, "dim")),
                 ProgressBar(total=1.0, completed=state.fraction, width=24),
                 f"{state.fraction:.0%}",
                 state.position if state.status == "running" else state.status,
                 "" if state.loss is None else f"{state.loss:.3f}",
-                "" if state.metric is None else f"{state.metric:.3f}",
+                "" if state.metric is None else f"{state.metric:.{self._digits}f}",
                 clock(state.seconds) if state.seconds else "",
             )
         footer = f"running for {clock(time.monotonic() - self._started)}, {_left(seconds_left)}"
+        if not fits:
+            footer = f"{_finished(states)}, {footer}"
         return Group(table, Text(footer, style="dim"))
+
+
+def _finished(states: Sequence[JobState]) -> str:
+    finished = sum(state.status == "finished" for state in states)
+    return f"{finished} of {len(states)} runs finished"
 
 
 def _left(seconds: float | None) -> str:

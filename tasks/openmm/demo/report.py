@@ -26,6 +26,8 @@ from .results import (
 
 # Okabe and Ito's palette, in which no two colours fall together for the colour-blind.
 TEACHER_COLOUR, ALONE_COLOUR, DISTILLED_COLOUR = "#0072b2", "#888888", "#d55e00"
+# One for each distilled variant. Yellow is left out: on white it can hardly be seen.
+VARIANT_COLOURS = (DISTILLED_COLOUR, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _INK, _RULE = "#333333", "#dddddd"
 
 
@@ -80,13 +82,23 @@ class Mark:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image with marks on it; the marks stay sharp however much it is enlarged."""
+    """An image, with marks that stay sharp however much it is enlarged.
+
+    Attributes:
+        png: The image.
+        width: Its width in pixels.
+        height: Its height in pixels.
+        marks: What was found on it, possibly nothing; ``None`` where the image says it all.
+        note: Text below it.
+        pixelated: Enlarge it in sharp squares, without blur.
+    """
 
     png: bytes
     width: int
     height: int
-    marks: Sequence[Mark] = ()
+    marks: Sequence[Mark] | None = None
     note: str = ""
+    pixelated: bool = False
 
     @property
     def uri(self) -> str:
@@ -96,11 +108,19 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Rows of pictures under common headings, to compare along a row."""
+    """Rows of pictures under common headings, to compare along a row.
+
+    Attributes:
+        headings: One a column.
+        rows: The pictures, as many in a row as there are headings.
+        note: Text below.
+        legend: What colours stand for: pairs of a CSS colour and a text, shown above.
+    """
 
     headings: Sequence[str]
     rows: Sequence[Sequence[Picture]]
     note: str = ""
+    legend: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -158,12 +178,16 @@ def write_report(report: Report, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a diagram; curves with the same ``label`` share one entry in its legend."""
+    """One line of a diagram; curves with the same ``label`` share one entry in its legend.
+
+    ``style`` is matplotlib's line style.
+    """
 
     label: str
     colour: str
     x: Sequence[float]
     y: Sequence[float]
+    style: str = "-"
 
 
 def plot_curves(curves: Iterable[Curve], x_label: str, y_label: str) -> bytes:
@@ -187,7 +211,7 @@ def plot_terms(logs: Sequence[TrainingLog], colour: str = DISTILLED_COLOUR) -> b
     """Draw each distillation term as it was computed and as it entered the loss.
 
     Args:
-        logs: Logs of the distilled students, one per seed.
+        logs: Logs of one kind of distilled student, one per seed.
         colour: Colour of the curves.
 
     Returns:
@@ -213,16 +237,20 @@ def plot_terms(logs: Sequence[TrainingLog], colour: str = DISTILLED_COLOUR) -> b
     return _png(canvas)
 
 
-def loss_curve(label: str, colour: str, log: TrainingLog) -> Curve:
+def loss_curve(label: str, colour: str, log: TrainingLog, style: str = "-") -> Curve:
     """Return the task loss over the iterations, without distillation terms."""
     rows = [row for row in log.train if "loss" in row]
-    return Curve(label, colour, [row["step"] for row in rows], [task_loss(row) for row in rows])
+    steps, losses = [row["step"] for row in rows], [task_loss(row) for row in rows]
+    return Curve(label, colour, steps, losses, style)
 
 
-def metric_curve(label: str, colour: str, rows: Sequence[Row], metric: str) -> Curve:
+def metric_curve(
+    label: str, colour: str, rows: Sequence[Row], metric: str, style: str = "-"
+) -> Curve:
     """Return a validation figure over the steps of validation."""
     rows = [row for row in rows if metric in row]
-    return Curve(label, colour, [row["step"] for row in rows], [row[metric] for row in rows])
+    steps, figures = [row["step"] for row in rows], [row[metric] for row in rows]
+    return Curve(label, colour, steps, figures, style)
 
 
 def _draw(axes: Axes, curves: Sequence[Curve], x_label: str, y_label: str) -> None:
@@ -234,6 +262,7 @@ def _draw(axes: Axes, curves: Sequence[Curve], x_label: str, y_label: str) -> No
             curve.x,
             curve.y,
             color=curve.colour,
+            linestyle=curve.style,
             linewidth=1.0 if several else 1.8,
             marker="." if len(curve.x) < 40 else None,
             label=None if curve.label in shown or not curve.label else curve.label,
@@ -247,8 +276,10 @@ def _draw(axes: Axes, curves: Sequence[Curve], x_label: str, y_label: str) -> No
     axes.tick_params(colors=_INK, labelsize=8)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    if shown - {""}:
-        axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
+    if names := shown - {""}:
+        # A long legend would lie on the curves.
+        beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if len(names) > 3 else {}
+        axes.legend(frameon=False, labelcolor=_INK, fontsize=9, **beside)
 
 
 def _png(canvas: Canvas) -> bytes:
