@@ -841,5 +841,183 @@ def _train_one_rank(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+# -- maps ------------------------------------------------------------------------------------------
+
+
+def compare_maps(
+    recipe: list[dict[str, Any]], student: Tensor, teacher: Tensor, context: Context
+) -> dict[str, Any]:
+    """The terms of outputs 'x' that are maps, and of the taps 'a' of two pass-through networks."""
+    nets = [nn.Sequential(nn.Identity()) for _ in range(2)]
+    distiller = Distiller(nets[0], nets[1], recipe, default_region="labelled")
+    if any(not pair.is_output for pair in distiller.recipe.pairs):
+        set_up(distiller, student.detach())
+    else:
+        distiller.is_set_up = True
+    context.student, context.teachers = {"x": student}, {"teacher": {"x": teacher}}
+    with distiller.watch() as seen:
+        nets[0](student)
+    taught, _ = distiller.ask("teacher", teacher)
+    return distiller.terms(seen, {"teacher": taught}, context, Progress())
+
+
+@pytest.fixture
+def maps() -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of student and teacher, and which of the 8 x 8 pixels of the labels count."""
+    labelled = torch.rand(2, 8, 8) > 0.4
+    return torch.randn(2, 5, 4, 4, requires_grad=True), torch.randn(2, 5, 4, 4), labelled
+
+
+def test_a_map_is_read_at_the_nearest_pixel_of_its_size(maps: tuple[Tensor, Tensor, Tensor]):
+    student, teacher, labelled = maps
+    context = Context(regions={"labelled": Region(labelled)})
+    (term,) = compare_maps([on("PixelWise")], student, teacher, context).values()
+    weight = labelled[:, 1::2, 1::2].float()  # the pixel just beyond the middle of two
+    expected = losses.pixel_wise(student, teacher, weight=weight)
+    torch.testing.assert_close(term.weighted, expected)
+    term.weighted.backward()
+    assert student.grad is not None
+    assert torch.equal(student.grad.abs().sum(1) > 0, weight > 0)
+
+
+def test_the_default_region_is_for_losses_that_weigh_positions(maps):
+    student, teacher, labelled = maps
+    recipe = [on("PixelWise", region="all", name="all"), on("ChannelWiseDistillation", name="cwd")]
+    everywhere = Region(torch.ones(2, 8, 8))
+    context = Context(regions={"labelled": Region(labelled), "all": everywhere})
+    terms = compare_maps(recipe, student, teacher, context)
+    torch.testing.assert_close(terms["all"].weighted, losses.pixel_wise(student, teacher))
+    torch.testing.assert_close(
+        terms["cwd"].weighted, losses.channel_wise_distillation(student, teacher)
+    )
+
+
+def test_a_loss_with_one_weight_a_sample_cannot_be_limited_to_a_region():
+    nets = nn.Linear(1, 1), nn.Linear(1, 1)
+    for loss in ("PairWise", "ChannelWiseDistillation", "AttentionTransfer"):
+        with pytest.raises(ConfigError, match=f"region 'labelled', but {loss} takes no 'weight'"):
+            Distiller(*nets, [on(loss, region="labelled")])
+
+
+def test_a_tapped_map_may_have_a_region(maps):
+    student, teacher, labelled = maps
+    context = Context(regions={"labelled": Region(labelled)})
+    line = {"student": "0", "loss": "FeatureImitation", "region": "labelled"}
+    (term,) = compare_maps([line], student, teacher, context).values()
+    expected = losses.feature_imitation(student, teacher, mask=labelled[:, 1::2, 1::2].float())
+    torch.testing.assert_close(term.weighted, expected)
+
+
+def test_a_map_does_not_fit_what_is_no_map():
+    context = Context(regions={"labelled": Region(torch.ones(2, 8, 8))})
+    line = {"student": "0", "loss": "FeatureImitation", "region": "labelled"}
+    tokens = torch.randn(2, 9, 4, requires_grad=True)
+    with pytest.raises(ShapeError, match=r"'labelled' is a map \(2, 8, 8\), but '0' is \(2, 9, 4"):
+        compare_maps([line], tokens, torch.randn(2, 9, 4), context)
+
+
+def test_the_sum_over_a_map_can_be_that_of_all_processes(maps):
+    student, teacher, labelled = maps
+    context = Context(regions={"labelled": Region(labelled, average=lambda total: 2 * total)})
+    (term,) = compare_maps([on("PixelWise")], student, teacher, context).values()
+    weight = labelled[:, 1::2, 1::2].float()
+    expected = losses.pixel_wise(student, teacher, weight=weight) / 2
+    torch.testing.assert_close(term.weighted, expected)
+
+
+def test_labels_reach_the_loss_at_the_size_of_the_logits(maps):
+    student, teacher, labelled = maps
+    labels = torch.randint(5, (2, 8, 8))
+    context = Context(regions={"labelled": Region(labelled)}, targets={"x": labels})
+    (term,) = compare_maps([on("DecoupledKD", dim=1)], student, teacher, context).values()
+    expected = losses.decoupled_kd(
+        student, teacher, labels[:, 1::2, 1::2], dim=1, weight=labelled[:, 1::2, 1::2].float()
+    )
+    torch.testing.assert_close(term.weighted, expected)
+
+
+def test_two_sizes_are_an_error_unless_the_task_brings_them_together(maps):
+    student, _, labelled = maps
+    teacher = torch.randn(2, 5, 2, 2)
+    context = Context(regions={"labelled": Region(labelled)})
+    with pytest.raises(ShapeError, match=r"is \(2, 5, 4, 4\), teacher's outputs.x is \(2, 5, 2"):
+        compare_maps([on("PixelWise")], student, teacher, context)
+    context.match = lambda ours, theirs: F.interpolate(theirs, ours.shape[2:])
+    (term,) = compare_maps([on("PixelWise")], student, teacher, context).values()
+    larger = teacher.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    expected = losses.pixel_wise(student, larger, weight=labelled[:, 1::2, 1::2].float())
+    torch.testing.assert_close(term.weighted, expected)
+
+
+# -- critics ---------------------------------------------------------------------------------------
+
+HOLISTIC = {"student": "outputs.logits", "loss": "Holistic", "channels": 4, "layers": 2}
+
+
+class Segmenter(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.classifier = nn.Conv2d(width, 5, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.classifier(self.stem(image).relu())
+
+
+def rivals(**options: Any) -> tuple[Distiller, Tensor]:
+    hint = {"student": "stem", "loss": "Hint", "name": "hint"}
+    line = {**HOLISTIC, "attention": (2,), "weight": 0.5, "name": "rival", **options}
+    distiller = Distiller(Segmenter(4), Segmenter(6), [hint, line])
+    image = torch.randn(2, 3, 16, 16)
+    return set_up(distiller, image), image
+
+
+def test_a_critic_is_made_in_setup_and_trained_apart():
+    distiller, _ = rivals()
+    critics, partners = distiller.critic_parameters(), distiller.partner_parameters()
+    assert critics and partners
+    assert {id(p) for p in critics} == {id(p) for p in distiller.losses["rival"].parameters()}
+    assert {id(p) for p in partners} == {id(p) for p in distiller.adapters.parameters()}
+    assert any(name.startswith("losses.rival.critic.") for name in distiller.state_dict())
+
+
+def test_student_and_critic_learn_from_the_same_maps_and_not_from_each_other():
+    distiller, image = rivals()
+    output, terms = distiller(image)
+    teacher = distiller.teachers["teacher"](image)
+    rival = distiller.losses["rival"].eval()  # spectral norm stands still
+    _, terms = distiller(image)
+    torch.testing.assert_close(terms["rival"].weighted, 0.5 * rival(output, teacher, image))
+    total(terms).backward()
+    assert all(p.grad is None for p in distiller.critic_parameters())
+    assert all(p.grad is not None for p in distiller.student.parameters())
+    distiller.student.zero_grad()
+    torch.manual_seed(0)
+    found = distiller.critic_losses()
+    assert list(found) == ["rival"]
+    torch.manual_seed(0)
+    expected = rival.critic_step_losses(output, teacher, image)  # type: ignore[operator]
+    for name, value in expected.items():
+        torch.testing.assert_close(found["rival"][name], value)
+    found["rival"]["loss"].backward()
+    assert all(p.grad is None for p in distiller.student.parameters())
+    assert all(p.grad is not None for p in distiller.critic_parameters())
+
+
+def test_a_critic_rests_while_its_pair_is_off():
+    distiller, image = rivals(start=1)
+    _, terms = distiller(image)
+    assert terms["rival"].raw == 0 and distiller.critic_losses() == {}
+    total(terms).backward()
+    assert all(p.grad is None for p in distiller.critic_parameters())
+    distiller(image, progress=Progress(epoch=1.0))
+    assert list(distiller.critic_losses()) == ["rival"]
+
+
+def test_a_critic_judges_outputs_only():
+    with pytest.raises(ConfigError, match="Holistic plays on outputs.*'stem' is a tap"):
+        Distiller(Segmenter(4), Segmenter(6), [{**HOLISTIC, "student": "stem", "attention": ()}])
+
+
 if __name__ == "__main__":
     _train_one_rank(int(sys.argv[1]), Path(sys.argv[2]))

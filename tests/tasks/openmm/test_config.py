@@ -2,7 +2,12 @@ import pytest
 from mmengine.hub import get_config
 
 from taskdistill.core.errors import ConfigError
-from taskdistill.tasks.openmm.config import load_config, plain_config, prepare_config
+from taskdistill.tasks.openmm.config import (
+    critic_options,
+    load_config,
+    plain_config,
+    prepare_config,
+)
 
 
 def test_load_config_merges_options(tiny):
@@ -87,3 +92,54 @@ def test_packaged_configs_are_found_by_name():
     cfg = get_config("taskdistill::detection/demo/distilled.py")
     assert cfg.distill.pairs and cfg.model.type == "GFL"
     assert prepare_config(cfg).model.type == "DistilledModel"
+
+
+HOLISTIC = dict(student="outputs.logits", loss="Holistic", weight=0.1)
+
+
+def test_without_a_critic_optimizer_and_schedule_stay_the_students(tiny):
+    config = tiny.config(distill=tiny.distill())
+    cfg = tiny.wrap(config, tiny.folder)
+    assert "critic" not in cfg.optim_wrapper
+    assert [dict(s) for s in cfg.param_scheduler] == config["param_scheduler"]
+
+
+def test_a_critic_gets_an_optimizer_and_a_schedule_of_its_own(tiny):
+    config = tiny.config(distill=tiny.distill(HOLISTIC))
+    cfg = tiny.wrap(config, tiny.folder)
+    assert cfg.optim_wrapper.critic.to_dict() == dict(
+        optimizer=dict(type="SGD", lr=4e-4, momentum=0.9, weight_decay=5e-4), clip_grad=None
+    )
+    assert [dict(s) for s in cfg.param_scheduler.student] == config["param_scheduler"]
+    (schedule,) = cfg.param_scheduler.critic
+    assert (schedule.type, schedule.power, schedule.end) == ("PolyLR", 0.9, 2)
+    assert schedule.by_epoch and schedule.convert_to_iter_based
+
+
+def test_a_critic_of_iterations_and_one_with_settings(tiny):
+    config = tiny.config(distill=tiny.distill(HOLISTIC))
+    config["train_cfg"] = dict(type="IterBasedTrainLoop", max_iters=30)
+    (schedule,) = tiny.wrap(config, tiny.folder).param_scheduler.critic
+    assert schedule.end == 30 and not schedule.by_epoch
+    own = dict(
+        optimizer=dict(type="Adam", lr=1e-4, betas=(0.0, 0.9)),
+        param_scheduler=[dict(type="ConstantLR", factor=0.5)],
+        clip_grad=dict(max_norm=1.0),
+    )
+    cfg = tiny.wrap({**config, "distill": tiny.distill(HOLISTIC, critic=own)}, tiny.folder)
+    assert cfg.optim_wrapper.critic.optimizer.type == "Adam"
+    assert cfg.optim_wrapper.critic.clip_grad.max_norm == 1.0
+    assert cfg.param_scheduler.critic[0].type == "ConstantLR"
+
+
+@pytest.mark.parametrize(
+    ("critic", "said"),
+    [
+        (dict(optimiser={}), "no 'optimiser'. Did you mean 'optimizer'"),
+        (dict(steps=0), "steps is 0; expected 1 or more"),
+        (dict(steps=1.5), "steps is 1.5"),
+    ],
+)
+def test_settings_of_a_critic_that_cannot_be_meant(critic, said):
+    with pytest.raises(ConfigError, match=said):
+        critic_options(dict(critic=critic))
