@@ -20,12 +20,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
-import json
 import pkgutil
 import statistics
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +30,8 @@ from pathlib import Path
 import loss_cases
 import torch
 from loss_cases.case import Case
+from measure import elapsed, peak_bytes
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from taskdistill.core import losses
 
@@ -77,35 +74,7 @@ class Side:
         """Highest number of bytes allocated at one time during a step, the inputs not counted."""
         for student in self.students:
             student.grad = None
-        if self.inputs[0].is_cuda:
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            self.step()
-            return torch.cuda.max_memory_allocated() - before
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            self.step()
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "trace.json"
-            profiler.export_chrome_trace(str(path))
-            events = json.loads(path.read_text())["traceEvents"]
-        memory = sorted((e for e in events if e["name"] == "[memory]"), key=lambda e: e["ts"])
-        level = peak = 0
-        for event in memory:
-            level += event["args"]["Bytes"]
-            peak = max(peak, level)
-        return peak
-
-
-def elapsed(run: Callable[[], object], on_gpu: bool) -> float:
-    if on_gpu:
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        run()
-        torch.cuda.synchronize()
-        return time.perf_counter() - start
-    start = time.process_time()
-    run()
-    return time.process_time() - start
+        return peak_bytes(self.step, self.inputs[0].is_cuda)
 
 
 def floor(side: Side) -> Callable[[], None]:

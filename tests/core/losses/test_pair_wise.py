@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from taskdistill.core.errors import ConfigError, DistillError, ShapeError
 from taskdistill.core.losses import PairWise, backend, pair_wise
@@ -208,3 +209,17 @@ def test_wrong_options():
 def test_wrong_map_size():
     with pytest.raises(ShapeError, match=r"\(2, 3, 4, 4\).*\(2, 3, 2, 2\).*Pool or resize"):
         pair_wise(draw(2, 3, 4, 4), draw(2, 3, 2, 2))
+
+
+def test_at_65x65_no_matrix_of_all_pairs_is_held():
+    student = torch.randn(2, 128, 65, 65, requires_grad=True)
+    teacher = torch.randn(2, 512, 65, 65)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        pair_wise(student, teacher).backward()
+    level = peak = 0
+    for event in profiler.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            level += event.nbytes()
+            peak = max(peak, level)
+    # One matrix of 4225 x 4225 similarities would be 68 MiB an image; the gradient alone is 4.
+    assert 4 * 2**20 < peak < 40 * 2**20
