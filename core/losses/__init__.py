@@ -60,6 +60,7 @@ from .gradient_attention_transfer import (
 from .gradient_penalty import GradientPenalty, gradient_penalty
 from .hidden_state_transfer import HiddenStateTransfer, hidden_state_transfer
 from .hint import Hint, hint
+from .holistic import Holistic, holistic, holistic_critic
 from .kl_div import KLDivergence, kl_div
 from .l2_logits import L2Logits, l2_logits
 from .linear_kl_div import LinearKLDivergence, linear_kl_div
@@ -108,6 +109,7 @@ __all__ = [
     "GradientPenalty",
     "HiddenStateTransfer",
     "Hint",
+    "Holistic",
     "KLDivergence",
     "L2Logits",
     "LinearKLDivergence",
@@ -152,6 +154,8 @@ __all__ = [
     "gradient_symmetry",
     "hidden_state_transfer",
     "hint",
+    "holistic",
+    "holistic_critic",
     "kl_div",
     "l2_logits",
     "linear_kl_div",

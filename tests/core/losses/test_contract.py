@@ -218,9 +218,9 @@ SAMPLES: dict[str, Sample] = {
 # Public names that take a student and a teacher, but are no losses.
 METRICS: set[str] = {"boundary_disagreement"}
 
-# Its student is hidden states and the matrix of a head, which has no rows: the contract is run in
-# its own file.
-APART = {"linear_kl_div": "LinearKLDivergence"}
+# The student of the one is hidden states and the matrix of a head, which has no rows; the other
+# brings a network along. Each runs the contract in its own file.
+APART = {"holistic": "Holistic", "linear_kl_div": "LinearKLDivergence"}
 
 
 def takes_a_pair(thing: object) -> bool:
