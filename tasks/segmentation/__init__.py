@@ -4,5 +4,7 @@ Importing it registers them by name.
 """
 
 from .adapter import SegmentorAdapter
+from .data.datasets import CamVid, DigitScenes
+from .metrics import ClassIoU
 
-__all__ = ["SegmentorAdapter"]
+__all__ = ["CamVid", "ClassIoU", "DigitScenes", "SegmentorAdapter"]

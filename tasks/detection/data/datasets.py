@@ -37,18 +37,7 @@ class DigitScenes(CocoDataset):
 
     METAINFO: ClassVar[dict[str, Any]] = {
         "classes": digit_scenes.CLASSES,
-        "palette": [
-            (230, 57, 70),
-            (244, 140, 6),
-            (255, 209, 20),
-            (112, 193, 56),
-            (10, 147, 90),
-            (33, 187, 205),
-            (44, 110, 235),
-            (124, 77, 220),
-            (222, 82, 194),
-            (140, 98, 72),
-        ],
+        "palette": list(digit_scenes.PALETTE),
     }
 
     def __init__(

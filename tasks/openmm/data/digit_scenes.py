@@ -1,4 +1,4 @@
-"""Digit scenes: a detection set composed of real digits and real photographs.
+"""Digit scenes: detection and segmentation data composed of real digits and real photographs.
 
 Nothing is downloaded. scikit-learn ships 1797 handwritten digits (8x8, from the UCI set of Alpaydin
 and Kaynak) and two photographs ("china" and "flower", Creative Commons Attribution, by
@@ -10,10 +10,12 @@ The rules of a scene:
     - Image ``i`` of a split depends on the seed, the scene side and the options alone, not on how
       many images there are: a larger set begins with the smaller one.
     - A box is the tight bound of the *visible* ink of a digit, and ``area`` is width times height.
+    - The semantic mask marks the same visible ink: the box of a digit is the tight bound of its
+      pixels in the mask, unless another digit of its class is in the scene.
     - Whatever is drawn later may hide at most ``1 - min_visible`` of each digit under it. A place
       that would hide more is given up for another one, and after a few attempts the digit or the
       clutter is left out: no mostly hidden digit is ever there, annotated or not.
-    - Clutter is made of what a detector may take for a digit: pen strokes, digits with their
+    - Clutter is made of what a network may take for a digit: pen strokes, digits with their
       quarters swapped, patches of the photographs. It has no annotation.
 """
 
@@ -39,12 +41,40 @@ from PIL import Image, ImageDraw, ImageFilter
 from ....core.errors import DataError, did_you_mean
 from .cache import cache_root
 
-__all__ = ["CLASSES", "SPLITS", "SceneOptions", "compose_scene", "prepare", "prepare_from_config"]
+__all__ = [
+    "CLASSES",
+    "PALETTE",
+    "SEGMENTATION_CLASSES",
+    "SEGMENTATION_PALETTE",
+    "SPLITS",
+    "Digit",
+    "Scene",
+    "SceneOptions",
+    "compose_scene",
+    "prepare",
+    "prepare_from_config",
+]
 
 CLASSES = tuple("0123456789")
+PALETTE = (
+    (230, 57, 70),
+    (244, 140, 6),
+    (255, 209, 20),
+    (112, 193, 56),
+    (10, 147, 90),
+    (33, 187, 205),
+    (44, 110, 235),
+    (124, 77, 220),
+    (222, 82, 194),
+    (140, 98, 72),
+)
+SEGMENTATION_CLASSES = ("background", *CLASSES)
+SEGMENTATION_PALETTE = ((0, 0, 0), *PALETTE)
 SPLITS = ("train", "val")
 
-_FORMAT = 1  # raise when the same options would give other files
+Digit = tuple[int, tuple[int, int, int, int]]  # label (0 to 9), box (x, y, width, height)
+
+_FORMAT = 2  # raise when the same options would give other files
 _MARKER = ".taskdistill-digit-scenes"  # in every folder made here; no other folder is ever removed
 _ATTEMPTS = 12
 _TRAIN_DIGITS = 0.8  # share of the source digits that belongs to training
@@ -119,6 +149,23 @@ class SceneOptions:
             raise DataError(f"SceneOptions must satisfy {' and '.join(broken)}; got {self}.")
 
 
+@dataclass(frozen=True)
+class Scene:
+    """One composed scene and its annotations.
+
+    Attributes:
+        image: The picture, RGB.
+        digits: Label (0 to 9) and box (x, y, width, height) in whole pixels of each digit.
+        mask: Class of each pixel, an index into :data:`SEGMENTATION_CLASSES`: 0 for the
+            background, ``label + 1`` for the visible ink of a digit. Of mode "P", coloured by
+            :data:`SEGMENTATION_PALETTE`.
+    """
+
+    image: Image.Image
+    digits: tuple[Digit, ...]
+    mask: Image.Image
+
+
 # --- sources ------------------------------------------------------------------------------------
 
 
@@ -182,12 +229,21 @@ class _Canvas:
         for seen in self.visible:
             seen &= ~solid
 
-    def boxes(self) -> Iterator[tuple[int, tuple[int, int, int, int]]]:
+    def boxes(self) -> Iterator[Digit]:
         """Label and (x, y, width, height) of the visible ink of each digit."""
         for label, seen in zip(self.labels, self.visible, strict=True):
             xs, ys = np.flatnonzero(seen.any(0)), np.flatnonzero(seen.any(1))
             x, y = int(xs[0]), int(ys[0])
             yield label, (x, y, int(xs[-1]) + 1 - x, int(ys[-1]) + 1 - y)
+
+    def mask(self) -> Image.Image:
+        """The visible ink of all digits as an index map; no two of them share a pixel."""
+        indices = np.zeros((self.side, self.side), np.uint8)
+        for label, seen in zip(self.labels, self.visible, strict=True):
+            indices[seen] = label + 1
+        mask = Image.fromarray(indices)
+        mask.putpalette([channel for colour in SEGMENTATION_PALETTE for channel in colour])
+        return mask
 
 
 def _photo_crop(rng: _Rng, photos: list[Image.Image], side: int) -> np.ndarray:
@@ -348,7 +404,7 @@ def _add_clutter(
 
 def compose_scene(
     split: str, index: int, size: int = 128, seed: int = 0, options: SceneOptions | None = None
-) -> tuple[Image.Image, list[tuple[int, tuple[int, int, int, int]]]]:
+) -> Scene:
     """Compose one scene.
 
     Args:
@@ -359,13 +415,15 @@ def compose_scene(
         options: Difficulty; the defaults of :class:`SceneOptions` if None.
 
     Returns:
-        The RGB image, and for each digit its label (0 to 9) and box (x, y, width, height) in
-        whole pixels.
+        The image, its digits with their boxes, and its semantic mask.
 
     Example:
-        >>> image, digits = compose_scene("train", 3, size=64)
-        >>> image.size, all(x + w <= 64 and y + h <= 64 for _, (x, y, w, h) in digits)
+        >>> scene = compose_scene("train", 3, size=64)
+        >>> scene.image.size, all(x + w <= 64 and y + h <= 64 for _, (x, y, w, h) in scene.digits)
         ((64, 64), True)
+        >>> present = set(scene.mask.tobytes())
+        >>> present == {0} | {label + 1 for label, _ in scene.digits}
+        True
     """
     o = options or SceneOptions()
     grids, photos = _sources(split, seed)
@@ -383,13 +441,13 @@ def compose_scene(
     pixels = np.clip(canvas.pixels + noise * np.float32(rng.uniform(0, o.noise)), 0, 1)
     image = Image.fromarray((pixels * 255).round().astype(np.uint8))
     image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0, o.blur) * size / 128))
-    return image, list(canvas.boxes())
+    return Scene(image, tuple(canvas.boxes()), canvas.mask())
 
 
 # --- cache --------------------------------------------------------------------------------------
 
 
-def _coco(split: str, size: int, scenes: list[list[tuple[int, tuple[int, int, int, int]]]]) -> dict:
+def _coco(split: str, size: int, scenes: list[tuple[Digit, ...]]) -> dict:
     annotations: list[dict[str, Any]] = []
     for image_id, digits in enumerate(scenes, start=1):
         for label, (x, y, w, h) in digits:
@@ -416,12 +474,14 @@ def _coco(split: str, size: int, scenes: list[list[tuple[int, tuple[int, int, in
 
 
 def _fingerprint(folder: Path) -> dict[str, list[Any]]:
-    """What is checked of a cached set: checksum of each json file, number and bytes of images."""
+    """What is checked of a cached set: checksum of each json file, number and bytes of pictures."""
     found: dict[str, list[Any]] = {}
     for split in SPLITS:
         digest = hashlib.sha256((folder / f"{split}.json").read_bytes()).hexdigest()
-        sizes = [entry.stat().st_size for entry in os.scandir(folder / split)]
-        found[split] = [digest, len(sizes), sum(sizes)]
+        found[split] = [digest]
+        for pictures in (split, f"{split}_masks"):
+            sizes = [entry.stat().st_size for entry in os.scandir(folder / pictures)]
+            found[split] += [len(sizes), sum(sizes)]
     return found
 
 
@@ -446,11 +506,13 @@ def _build(
     done, total = 0, sum(counts.values())
     for split, count in counts.items():
         (folder / split).mkdir()
+        (folder / f"{split}_masks").mkdir()
         scenes = []
         for i in range(count):
-            image, digits = compose_scene(split, i, size, seed, options)
-            image.save(folder / split / f"{i:06d}.jpg", quality=95, subsampling=0)
-            scenes.append(digits)
+            scene = compose_scene(split, i, size, seed, options)
+            scene.image.save(folder / split / f"{i:06d}.jpg", quality=95, subsampling=0)
+            scene.mask.save(folder / f"{split}_masks" / f"{i:06d}.png")
+            scenes.append(scene.digits)
             done += 1
             if progress is not None:
                 progress(done, total)
@@ -477,11 +539,12 @@ def prepare(
 ) -> Path:
     """Return the folder of a set of digit scenes, composing it where it is not there yet.
 
-    The folder holds ``train/`` and ``val/`` (JPEG), ``train.json`` and ``val.json`` (COCO) and a
-    manifest. Its name is a hash of all the arguments and of the format's version, and the same
-    arguments give the same bytes (with the same versions of numpy, Pillow and scikit-learn). It
-    appears at once and whole: several processes may ask at the same time, and one that was
-    interrupted leaves nothing that is taken for a set. A damaged set is made anew.
+    The folder holds ``train/`` and ``val/`` (JPEG), ``train_masks/`` and ``val_masks/`` (PNG index
+    maps of :data:`SEGMENTATION_CLASSES`), ``train.json`` and ``val.json`` (COCO) and a manifest.
+    Its name is a hash of all the arguments and of the format's version, and the same arguments
+    give the same bytes (with the same versions of numpy, Pillow and scikit-learn). It appears at
+    once and whole: several processes may ask at the same time, and one that was interrupted leaves
+    nothing that is taken for a set. A damaged set is made anew.
 
     Args:
         root: Where sets are kept; ``$TASKDISTILL_CACHE`` or else ``~/.cache/taskdistill`` if None.

@@ -72,14 +72,14 @@ def test_digit_scenes_config_gives_the_composed_scenes(digits):
     assert len(dataset.metainfo["palette"]) == 10
     for i in range(8):
         sample = dataset[i]
-        image, expected = compose_scene("train", i, 64, options=SceneOptions(empty=0.5))
+        scene = compose_scene("train", i, 64, options=SceneOptions(empty=0.5))
         truth = sample["data_samples"].gt_instances
-        boxes = [(x, y, x + w, y + h) for _, (x, y, w, h) in expected]
-        assert truth.labels.tolist() == [label for label, _ in expected]
+        boxes = [(x, y, x + w, y + h) for _, (x, y, w, h) in scene.digits]
+        assert truth.labels.tolist() == [label for label, _ in scene.digits]
         assert truth.bboxes.tensor.tolist() == [list(box) for box in boxes]
         # BGR as mmcv reads it, and lossy.
         pixels = sample["inputs"].numpy()[::-1].transpose(1, 2, 0).astype(float)
-        assert np.abs(pixels - np.asarray(image)).mean() < 4
+        assert np.abs(pixels - np.asarray(scene.image)).mean() < 4
 
 
 def test_both_splits_share_one_folder(digits):

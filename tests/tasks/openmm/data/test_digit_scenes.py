@@ -6,6 +6,7 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,8 @@ from taskdistill.tasks.detection.data.checks import check_coco
 from taskdistill.tasks.openmm.data import digit_scenes
 from taskdistill.tasks.openmm.data.digit_scenes import (
     CLASSES,
+    SEGMENTATION_CLASSES,
+    SEGMENTATION_PALETTE,
     SceneOptions,
     compose_scene,
     prepare,
@@ -58,12 +61,103 @@ def visible_digits(root: Path) -> list[str]:
     seed=st.integers(0, 3),
 )
 def test_boxes_lie_in_the_scene_and_have_area(split, index, size, seed):
-    image, digits = compose_scene(split, index, size, seed)
-    assert image.size == (size, size) and image.mode == "RGB"
-    assert len(digits) <= SceneOptions().max_digits
-    for label, (x, y, w, h) in digits:
+    scene = compose_scene(split, index, size, seed)
+    assert scene.image.size == (size, size) and scene.image.mode == "RGB"
+    assert len(scene.digits) <= SceneOptions().max_digits
+    for label, (x, y, w, h) in scene.digits:
         assert 0 <= label < 10
         assert x >= 0 and y >= 0 and w >= 1 and h >= 1 and x + w <= size and y + h <= size
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    split=st.sampled_from(["train", "val"]),
+    index=st.integers(0, 10**6),
+    size=st.integers(32, 128),
+    crowded=st.booleans(),
+)
+def test_the_mask_says_what_the_boxes_say(split, index, size, crowded):
+    """Each class's pixels are bounded by the boxes of its digits, exactly."""
+    options = SceneOptions(max_digits=10, digit_size=(0.15, 0.4)) if crowded else None
+    scene = compose_scene(split, index, size, options=options)
+    assert scene.mask.size == scene.image.size and scene.mask.mode == "P"
+    mask = np.asarray(scene.mask)
+    boxes: dict[int, list[tuple[int, int, int, int]]] = {}
+    for label, box in scene.digits:
+        boxes.setdefault(label, []).append(box)
+    assert set(np.unique(mask)) - {0} == {label + 1 for label in boxes}
+    for label, same in boxes.items():
+        ink = mask == label + 1
+        outside = ink.copy()
+        for x, y, w, h in same:
+            inside = ink[y : y + h, x : x + w]
+            # A digit of the same class nearby can only add ink to the box.
+            assert inside[[0, -1]].any(1).all() and inside[:, [0, -1]].any(0).all()
+            outside[y : y + h, x : x + w] = False
+        assert not outside.any()
+
+
+def test_the_mask_marks_the_ink():
+    """Marked is what the digit covers by half or more: the rest is the strokes' soft edge."""
+    plain = SceneOptions(
+        max_digits=1, empty=0, clutter=0, occluders=0, plate=0, noise=0, blur=0, contrast=(0.9, 0.9)
+    )
+    for i in range(10):
+        scene = compose_scene("train", i, 96, options=plain)
+        without = compose_scene("train", i, 96, options=dataclasses.replace(plain, empty=1.0))
+        a, b = (np.asarray(s.image, dtype=np.float32) / 255 for s in (scene, without))
+        change = np.linalg.norm(a - b, axis=2)
+        ink = np.asarray(scene.mask) > 0
+        assert not np.asarray(without.mask).any()
+        # Full ink changes a pixel by 0.9 times an opacity of 0.9 to 1, at most.
+        assert change[ink].min() > 0.3 and change[~ink].max() < 0.5 < change[ink].mean()
+
+
+def test_what_lies_over_a_digit_is_not_its_ink():
+    covered = SceneOptions(max_digits=6, empty=0, digit_size=(0.3, 0.5), min_visible=0.6)
+    bare = dataclasses.replace(covered, occluders=0)
+    fewer = 0
+    for i in range(20):
+        before = np.asarray(compose_scene("train", i, 64, options=bare).mask)
+        after = np.asarray(compose_scene("train", i, 64, options=covered).mask)
+        assert ((after == before) | (after == 0)).all()
+        fewer += (after != before).any()
+    assert fewer > 3
+
+
+def test_the_mask_has_the_palette_of_its_classes():
+    mask = compose_scene("train", 0, 32).mask
+    colours = np.reshape(mask.getpalette(), (-1, 3))[: len(SEGMENTATION_CLASSES)]
+    assert np.array_equal(colours, SEGMENTATION_PALETTE)
+    assert SEGMENTATION_CLASSES == ("background", *CLASSES)
+
+
+# Sixteen pixels of two scenes, on a grid of a quarter of the side, from when scenes were first
+# composed: results on them are published, so that they must not change.
+KNOWN = {
+    ("val", 11, 96): (
+        ((4, (48, 54, 17, 26)), (4, (75, 3, 21, 33))),
+        "bffff2 bcffec c0fff7 93adf6 b8fff2 347865 bbfff0 bdffe8 "
+        "588979 6cad91 b3fff1 b4fff1 24353d 337054 69a884 a7fcc7",
+    ),
+    ("train", 17, 64): (
+        ((5, (24, 22, 15, 25)), (6, (56, 52, 7, 12))),
+        "4e1e40 551c56 461e53 9cc679 561d56 571a54 451b49 6ebf41 "
+        "521c52 441950 07bf14 8dc866 35252c 2b1f2b 2c2029 6b974a",
+    ),
+}
+
+
+@pytest.mark.parametrize("scene", KNOWN)
+def test_scenes_are_those_of_the_published_results(scene):
+    split, index, size = scene
+    digits, pixels = KNOWN[scene]
+    composed = compose_scene(split, index, size)
+    assert composed.digits == digits
+    known = np.array([list(bytes.fromhex(pixel)) for pixel in pixels.split()], dtype=int)
+    grid = np.asarray(composed.image)[:: size // 4, :: size // 4].reshape(-1, 3)
+    # One step off is rounding, which may differ with versions and processors.
+    assert np.abs(grid - known).max() <= 1
 
 
 def test_a_box_is_the_tight_bound_of_what_can_be_seen():
@@ -71,13 +165,12 @@ def test_a_box_is_the_tight_bound_of_what_can_be_seen():
         max_digits=1, empty=0, clutter=0, occluders=0, plate=0, noise=0, blur=0, contrast=(0.9, 0.9)
     )
     for i in range(20):
-        with_digit, [(_, (x, y, w, h))] = compose_scene("train", i, 96, options=plain)
+        scene = compose_scene("train", i, 96, options=plain)
+        [(_, (x, y, w, h))] = scene.digits
         # The same scene up to the point where a digit would come.
-        background, none = compose_scene(
-            "train", i, 96, options=dataclasses.replace(plain, empty=1.0)
-        )
-        assert none == []
-        a, b = (np.asarray(im, dtype=np.float32) / 255 for im in (with_digit, background))
+        background = compose_scene("train", i, 96, options=dataclasses.replace(plain, empty=1.0))
+        assert not background.digits
+        a, b = (np.asarray(s.image, dtype=np.float32) / 255 for s in (scene, background))
         changed = np.linalg.norm(a - b, axis=2) > 0.02
         outside = changed.copy()
         outside[max(y - 3, 0) : y + h + 3, max(x - 3, 0) : x + w + 3] = False
@@ -91,14 +184,13 @@ def test_an_image_does_not_depend_on_the_ones_before():
     alone = compose_scene("train", 5, 48)
     for i in range(5):
         compose_scene("train", i, 48)
-    again = compose_scene("train", 5, 48)
-    assert np.array_equal(np.asarray(alone[0]), np.asarray(again[0])) and alone[1] == again[1]
+    assert compose_scene("train", 5, 48) == alone
 
 
 def test_seed_and_split_change_the_scene():
-    base = np.asarray(compose_scene("train", 0, 48)[0])
+    base = np.asarray(compose_scene("train", 0, 48).image)
     for other in (compose_scene("val", 0, 48), compose_scene("train", 0, 48, seed=1)):
-        assert not np.array_equal(base, np.asarray(other[0]))
+        assert not np.array_equal(base, np.asarray(other.image))
 
 
 def test_splits_share_no_digit_and_no_photograph():
@@ -142,8 +234,11 @@ def test_occlusion_never_exceeds_the_rule(monkeypatch):
 
 
 def test_empty_scenes_follow_their_option():
-    assert not any(compose_scene("val", i, 32, options=SceneOptions(empty=1))[1] for i in range(10))
-    assert all(compose_scene("val", i, 32, options=SceneOptions(empty=0))[1] for i in range(10))
+    for share in (0, 1):
+        options = SceneOptions(empty=share)
+        scenes = [compose_scene("val", i, 32, options=options) for i in range(10)]
+        assert all(bool(scene.digits) is (share == 0) for scene in scenes)
+        assert all(np.asarray(scene.mask).any() == (share == 0) for scene in scenes)
 
 
 def test_more_contrast_is_more_contrast():
@@ -155,8 +250,8 @@ def test_more_contrast_is_more_contrast():
         )
         values = []
         for i in range(15):
-            a, _ = compose_scene("train", i, 48, options=o)
-            b, _ = compose_scene("train", i, 48, options=dataclasses.replace(o, empty=1.0))
+            bare = dataclasses.replace(o, empty=1.0)
+            a, b = (compose_scene("train", i, 48, options=used).image for used in (o, bare))
             values.append(np.abs(np.asarray(a, np.float32) - np.asarray(b, np.float32)).max())
         return np.mean(values)
 
@@ -190,10 +285,24 @@ def test_prepare_writes_a_coco_set_that_passes_the_checks(tmp_path):
         for entry in data["images"]:
             with Image.open(folder / split / entry["file_name"]) as image:
                 assert image.size == (entry["width"], entry["height"]) == (48, 48)
-        composed = [digits for i in range(count) for digits in compose_scene(split, i, 48)[1]]
+        composed = [digits for i in range(count) for digits in compose_scene(split, i, 48).digits]
         read = [(a["category_id"] - 1, tuple(a["bbox"])) for a in data["annotations"]]
         assert read == composed
         assert all(a["area"] == a["bbox"][2] * a["bbox"][3] for a in data["annotations"])
+
+
+def test_prepare_writes_a_mask_for_each_scene(tmp_path):
+    folder = prepare(tmp_path, **SMALL)
+    for split, count in (("train", 6), ("val", 3)):
+        masks = sorted((folder / f"{split}_masks").iterdir())
+        assert [path.stem for path in masks] == [
+            path.stem for path in sorted((folder / split).iterdir())
+        ]
+        assert len(masks) == count
+        for i, path in enumerate(masks):
+            with Image.open(path) as mask:
+                assert mask.format == "PNG" and mask.mode == "P"
+                assert np.array_equal(mask, compose_scene(split, i, 48).mask)
 
 
 def test_same_arguments_same_bytes_in_another_process(tmp_path):
@@ -218,8 +327,8 @@ def test_a_larger_set_begins_with_the_smaller_one(tmp_path):
     small, large = prepare(tmp_path, **SMALL), prepare(tmp_path, train=9, val=3, size=48)
     assert small != large
     a, b = checksums(small), checksums(large)
-    images = [name for name in a if name.endswith(".jpg")]
-    assert len(images) == 9 and all(a[name] == b[name] for name in images)
+    pictures = [name for name in a if name.endswith((".jpg", ".png"))]
+    assert len(pictures) == 18 and all(a[name] == b[name] for name in pictures)
 
 
 def test_a_second_call_composes_nothing(tmp_path):
@@ -244,6 +353,14 @@ def _empty_image(folder: Path) -> None:
     (folder / "val" / "000001.jpg").write_bytes(b"")
 
 
+def _lose_mask(folder: Path) -> None:
+    (folder / "train_masks" / "000003.png").unlink()
+
+
+def _lose_masks(folder: Path) -> None:
+    shutil.rmtree(folder / "val_masks")
+
+
 def _lose_manifest(folder: Path) -> None:
     (folder / "manifest.json").unlink()
 
@@ -253,7 +370,16 @@ def _spoil_manifest(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [_truncate_json, _lose_image, _empty_image, _lose_manifest, _spoil_manifest]
+    "damage",
+    [
+        _truncate_json,
+        _lose_image,
+        _empty_image,
+        _lose_mask,
+        _lose_masks,
+        _lose_manifest,
+        _spoil_manifest,
+    ],
 )
 def test_a_damaged_set_is_made_anew_with_a_notice(tmp_path, caplog, damage):
     folder = prepare(tmp_path, **SMALL)
