@@ -28,6 +28,8 @@ from .results import (
 TEACHER_COLOUR, ALONE_COLOUR, DISTILLED_COLOUR = "#0072b2", "#888888", "#d55e00"
 # One for each distilled variant. Yellow is left out: on white it can hardly be seen.
 VARIANT_COLOURS = (DISTILLED_COLOUR, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+# With more variants than colours, the colours come again in another style.
+LINE_STYLES = ("-", "--", ":")
 _INK, _RULE = "#333333", "#dddddd"
 
 

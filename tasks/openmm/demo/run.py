@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
 from pathlib import Path
+from statistics import fmean
 from typing import Any, ClassVar
 
 from mmengine.config import Config
@@ -26,44 +27,35 @@ from torch import nn
 from ....core.errors import ConfigError
 from ..config import load_config
 from . import report as page
+from .comparison import (
+    ALONE,
+    TEACHER,
+    Metric,
+    Outcome,
+    Role,
+    class_table,
+    make_roles,
+    results_table,
+    seeds_table,
+    summary_sentence,
+)
 from .cost import available_cores, count_macs, count_parameters, median_latency
 from .files import exclusive, write_json, write_text
 from .jobs import EVALUATION_DIR, IDENTITY_FILE, Job, JobQueue, Result, clock
 from .progress import Progress
-from .results import Row, Spread, TrainingLog, gap_recovered, read_log
+from .results import Row, TrainingLog, read_log
 
 TEACHER_SEED = 0
-TEACHER, ALONE, DISTILLED = "teacher", "alone", "distilled"
-LABELS = {TEACHER: "teacher", ALONE: "student alone", DISTILLED: "student distilled"}
-COLOURS = {
-    TEACHER: page.TEACHER_COLOUR,
-    ALONE: page.ALONE_COLOUR,
-    DISTILLED: page.DISTILLED_COLOUR,
-}
 REPORT_FILE, TABLE_FILE, FIGURES_FILE = "report.html", "results.md", "results.json"
 
 # Seconds for latency, pictures and report after the last training run.
 _CLOSING = 20.0
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A validation figure, higher is better.
-
-    Attributes:
-        key: Its name in mmengine's log.
-        label: Its name in the table.
-        digits: Digits after the point.
-    """
-
-    key: str
-    label: str
-    digits: int = 3
-
-
 class DemoTask(ABC):
-    """What is particular to a task. Its configs are ``configs/<folder>/{teacher,student,
-    distilled}.py``; the student in ``distilled.py`` is the network of ``student.py``.
+    """What is particular to a task. Its configs are ``teacher.py``, ``student.py`` and one for each
+    distilled variant, in ``configs/<folder>``; the student in a variant is the network of
+    ``student.py``.
 
     Attributes:
         name: Name on the command line.
@@ -72,6 +64,9 @@ class DemoTask(ABC):
         metrics: The validation figures of the table; the first decides.
         packages: Distributions whose versions the report lists.
         latency_note: What one timed call takes in.
+        variants: Label of each distilled variant by its name, an identifier; its config is
+            ``NAME.py``. With several, the report compares them and names the best.
+        class_figure: What :meth:`class_metrics` are, for the heading of their table.
     """
 
     name: ClassVar[str]
@@ -80,6 +75,16 @@ class DemoTask(ABC):
     metrics: ClassVar[Sequence[Metric]]
     packages: ClassVar[Sequence[str]]
     latency_note: ClassVar[str]
+    variants: ClassVar[Mapping[str, str]] = {"distilled": "student distilled"}
+    class_figure: ClassVar[str] = "Validation figure"
+
+    def class_metrics(self, cfg: Config) -> Sequence[Metric]:
+        """Return further validation figures, one a class, labelled with its name; none by default.
+
+        Args:
+            cfg: The config of the student alone.
+        """
+        return ()
 
     @abstractmethod
     def prepare(self, cfg: Config) -> str:
@@ -99,7 +104,12 @@ class DemoTask(ABC):
 
     @abstractmethod
     def gallery(self, cfg: Config, models: Mapping[str, nn.Module]) -> page.Gallery:
-        """Return pictures of the truth and of what each model sees on validation images."""
+        """Return pictures of the truth and of what each model sees on validation images.
+
+        Args:
+            cfg: The config of the student alone.
+            models: The models by their labels: teacher, student alone, and the best variant.
+        """
 
 
 @dataclass(frozen=True)
@@ -109,7 +119,7 @@ class DemoOptions:
     Attributes:
         root: Folder that holds ``configs`` and ``tools``.
         work_dir: Folder for logs, checkpoints and the report.
-        seeds: Students trained alone, and distilled.
+        seeds: Students trained alone, and of each distilled variant.
         jobs: Training processes at once; ``None`` for one a core.
         epochs: Epochs of every run instead of the configs' own; schedules shrink along.
         fresh: Forget earlier runs in ``work_dir``.
@@ -200,10 +210,10 @@ def signature(cfg: Config, options: Mapping[str, Any]) -> str:
 
 
 def plan(configs: Mapping[str, Config], options: DemoOptions, metric: str) -> list[Job]:
-    """Return the jobs of a demo: one teacher, and for each seed a student alone and distilled.
+    """Return the jobs of a demo: one teacher, and for each seed one student of every other role.
 
     Args:
-        configs: The configs by role.
+        configs: The configs by role: teacher, student alone, and the distilled variants.
         options: The user's choices.
         metric: Validation figure to show while training.
 
@@ -226,7 +236,7 @@ def plan(configs: Mapping[str, Config], options: DemoOptions, metric: str) -> li
         work_dir = options.work_dir / name
         checkpoint = work_dir / f"{unit}_{length}.pth"
         arguments = [option_text(key, value) for key, value in (changes | links).items()]
-        plain = configs[ALONE if role == DISTILLED else role]
+        plain = configs[TEACHER if role == TEACHER else ALONE]
         job = Job(
             name=name,
             command=(
@@ -250,6 +260,7 @@ def plan(configs: Mapping[str, Config], options: DemoOptions, metric: str) -> li
                 str(checkpoint),
                 *("--work-dir", str(work_dir / EVALUATION_DIR)),
             ),
+            role=role,
         )
         jobs.append(job)
         return job
@@ -262,107 +273,10 @@ def plan(configs: Mapping[str, Config], options: DemoOptions, metric: str) -> li
         "distill.teacher.config": str(configs[TEACHER].filename),
         "distill.teacher.checkpoint": str(teacher.checkpoint),
     }
-    for seed in range(options.seeds):
-        add(DISTILLED, seed, 1.5, (teacher.name,), link)
+    for variant in [role for role in configs if role not in (TEACHER, ALONE)]:
+        for seed in range(options.seeds):
+            add(variant, seed, 1.5, (teacher.name,), link)
     return jobs
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Everything measured in a demo, from which table and report are made.
-
-    Attributes:
-        scores: For each role, for each metric key, one figure per seed.
-        parameters: Parameters by role.
-        macs: Multiply-accumulates by role.
-        latency: Milliseconds by role.
-    """
-
-    scores: Mapping[str, Mapping[str, Sequence[float]]]
-    parameters: Mapping[str, int]
-    macs: Mapping[str, int]
-    latency: Mapping[str, float]
-
-    def mean(self, role: str, metric: Metric) -> float:
-        """Return a role's figure, averaged over the seeds."""
-        return Spread.of(self.scores[role][metric.key]).mean
-
-    def gap(self, metric: Metric) -> float | None:
-        """Return the share of the gap recovered, from the means over the seeds."""
-        return gap_recovered(*(self.mean(role, metric) for role in (TEACHER, ALONE, DISTILLED)))
-
-
-def percent(share: float | None) -> str:
-    """Return a share for the table.
-
-    Example:
-        >>> percent(0.254), percent(None)
-        ('25 %', 'n/a')
-    """
-    return "n/a" if share is None else f"{100 * share:.0f} %"
-
-
-def quantity(number: float) -> str:
-    """Return a large number with three figures and its unit prefix.
-
-    Example:
-        >>> quantity(3_140_000), quantity(220_000), quantity(12)
-        ('3.14 M', '220 k', '12')
-    """
-    number = float(f"{number:.3g}")  # first, so that 999,999 becomes a million
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            value = number / size
-            digits = 2 if value < 10 else 1 if value < 100 else 0
-            return f"{value:.{digits}f} {unit}"
-    return f"{number:.0f}"
-
-
-def results_table(outcome: Outcome, metrics: Sequence[Metric]) -> page.Table:
-    """Return the table that the demo ends with."""
-    columns = [
-        "model",
-        *(metric.label for metric in metrics),
-        "parameters",
-        "MACs",
-        "CPU latency",
-        f"gap recovered ({metrics[0].label})",
-    ]
-    rows = []
-    for role in (TEACHER, ALONE, DISTILLED):
-        gap = percent(outcome.gap(metrics[0])) if role == DISTILLED else ""
-        rows.append(
-            [
-                LABELS[role],
-                *(Spread.of(outcome.scores[role][m.key]).text(m.digits) for m in metrics),
-                quantity(outcome.parameters[role]),
-                quantity(outcome.macs[role]),
-                f"{outcome.latency[role]:.1f} ms",
-                gap,
-            ]
-        )
-    return page.Table(columns, rows, strong=2)
-
-
-def summary_sentence(outcome: Outcome, metric: Metric, length: str, seeds: int) -> str:
-    """Say in one sentence what came out, whichever way it went."""
-    teacher, alone, distilled = (
-        f"{outcome.mean(role, metric):.{metric.digits}f}" for role in (TEACHER, ALONE, DISTILLED)
-    )
-    gap = outcome.gap(metric)
-    size = quantity(outcome.parameters[ALONE])
-    big = quantity(outcome.parameters[TEACHER])
-    over = f" (means over {seeds} seeds)" if seeds > 1 else ""
-    start = (
-        f"Trained for the same {length}, the student with {size} parameters reaches {alone} "
-        f"{metric.label} alone and {distilled} with its teacher, which has {big} parameters and "
-        f"reaches {teacher}{over}"
-    )
-    if gap is None:
-        return f"{start}; the teacher is no better than the student, so there is no gap to recover."
-    if gap <= 0:
-        return f"{start}: here distillation did not help."
-    return f"{start}: distillation recovers {percent(gap)} of the gap between them."
 
 
 def run_demo(task: DemoTask, options: DemoOptions, console: Console) -> Path:
@@ -382,15 +296,17 @@ def run_demo(task: DemoTask, options: DemoOptions, console: Console) -> Path:
         KeyboardInterrupt: The user stopped it; the training processes have ended.
     """
     begun = time.monotonic()
-    configs = load_configs(options.root / "configs" / task.folder)
-    jobs = plan(configs, options, task.metrics[0].key)
+    roles = make_roles(task.variants)
+    configs = load_configs(options.root / "configs" / task.folder, roles)
+    main = task.metrics[0]
+    jobs = plan(configs, options, main.key)
     cores = available_cores()
     with exclusive(options.work_dir) as lock:
         if options.fresh:
             for job in jobs:
                 if (job.work_dir / IDENTITY_FILE).is_file():
                     shutil.rmtree(job.work_dir)
-        with Progress(console, task.metrics[0].label) as progress:
+        with Progress(console, main.label, digits=main.digits) as progress:
             progress.note("Preparing the data.")
             data = task.prepare(configs[ALONE])
             progress.note(data)
@@ -404,23 +320,23 @@ def run_demo(task: DemoTask, options: DemoOptions, console: Console) -> Path:
             )
             results = queue.run()
             progress.note("Comparing the models.")
-            first = {TEACHER: TEACHER, ALONE: f"{ALONE}-0", DISTILLED: f"{DISTILLED}-0"}
-            plain = {
-                TEACHER: configs[TEACHER],
-                ALONE: configs[ALONE],
-                DISTILLED: configs[ALONE],
-            }
+            # Every variant is the plain student with other weights.
+            plain = {role.name: configs[ALONE] for role in roles} | {TEACHER: configs[TEACHER]}
+            # Seed 0 stands for them all: reversed, it is the one that stays.
+            first = {job.role: results[job.name] for job in reversed(jobs)}
             models = {
-                role: task.load(plain[role], results[name].checkpoint)
-                for role, name in first.items()
+                role.name: task.load(plain[role.name], first[role.name].checkpoint)
+                for role in roles
             }
-            outcome = measure(task, jobs, results, models, plain)
+            outcome = measure(task, roles, jobs, results, models, plain)
+            shown = [role for role in roles if not role.distilled or role == outcome.best]
             gallery = task.gallery(
-                configs[ALONE], {LABELS[role]: model for role, model in models.items()}
+                configs[ALONE], {role.label: models[role.name] for role in shown}
             )
-        table = results_table(outcome, task.metrics)
+        table = results_table(outcome)
+        classes = _class_sections(task, outcome)
         length = _length_text(jobs[0], configs[TEACHER])
-        summary = summary_sentence(outcome, task.metrics[0], length, options.seeds)
+        summary = summary_sentence(outcome, length, options.seeds)
         notes = _notes(task, data, length, options)
         elapsed = time.monotonic() - begun
         report = page.Report(
@@ -428,68 +344,97 @@ def run_demo(task: DemoTask, options: DemoOptions, console: Console) -> Path:
             summary=summary,
             table=table,
             notes=notes,
-            sections=_sections(task, options, configs, jobs, results, outcome, gallery, elapsed),
+            sections=[
+                page.Section("What the models see", gallery=gallery),
+                *classes,
+                *_sections(task, options, configs, jobs, results, outcome, elapsed),
+            ],
         )
         path = options.work_dir / REPORT_FILE
         page.write_report(report, path)
         write_text(
             options.work_dir / TABLE_FILE,
-            "\n\n".join([summary, table.markdown(), *notes, f"    {options.command}"]) + "\n",
+            _markdown(summary, table, classes, notes, options.command),
         )
-        write_json(
-            options.work_dir / FIGURES_FILE,
-            {
-                "scores": outcome.scores,
-                "parameters": outcome.parameters,
-                "macs": outcome.macs,
-                "latency_ms": outcome.latency,
-                "gap_recovered": {m.key: outcome.gap(m) for m in task.metrics},
-                "seconds": {name: result.seconds for name, result in results.items()},
-            },
-        )
-    _print(console, table, summary, path, elapsed)
+        write_json(options.work_dir / FIGURES_FILE, _figures(outcome, results))
+    _print(console, table)
+    for section in classes:
+        _print(console, *section.tables, title=section.title)
+    console.print(Text(summary))
+    console.print(Text(f"\nTook {clock(elapsed)}. Report: {path.resolve()}"), soft_wrap=True)
     return path
 
 
-def load_configs(folder: Path) -> dict[str, Config]:
-    """Read the three configs of a demo.
+def load_configs(folder: Path, roles: Sequence[Role]) -> dict[str, Config]:
+    """Read the configs of a demo.
+
+    Args:
+        folder: Where they are.
+        roles: What is compared.
+
+    Returns:
+        The configs by name of the role.
 
     Raises:
         ConfigError: One of the files is absent or cannot be read.
     """
-    files = {TEACHER: "teacher.py", ALONE: "student.py", DISTILLED: "distilled.py"}
     configs = {}
-    for role, name in files.items():
-        path = folder / name
+    for role in roles:
+        path = folder / role.config
         if not path.is_file():
             raise ConfigError(
                 f"Expected the demo's config {path}, and it is not there. Run the command from a "
                 "complete source tree, or install the package again."
             )
-        configs[role] = load_config(str(path))
+        configs[role.name] = load_config(str(path))
     return configs
 
 
 def measure(
     task: DemoTask,
+    roles: Sequence[Role],
     jobs: Sequence[Job],
     results: Mapping[str, Result],
     models: Mapping[str, nn.Module],
     configs: Mapping[str, Config],
 ) -> Outcome:
-    """Collect the validation figures and measure the cost of each model."""
-    scores: dict[str, dict[str, list[float]]] = {role: {} for role in models}
+    """Collect the validation figures and measure the cost of each model.
+
+    Args:
+        task: What is particular to the task.
+        roles: What is compared.
+        jobs: The training runs.
+        results: Their results by name of the run.
+        models: One model by name of the role.
+        configs: Its plain config by name of the role.
+
+    Raises:
+        ConfigError: A run has no such validation figure as the task names, or no run has any of
+            the figures of single classes.
+    """
+    runs = {role.name: [job for job in jobs if job.role == role.name] for role in roles}
     for job in jobs:
-        role = job.name.partition("-")[0]
+        found = results[job.name].metrics
         for metric in task.metrics:
-            if metric.key not in results[job.name].metrics:
+            if metric.key not in found:
                 raise ConfigError(
                     f"{job.name}: its validation has no figure {metric.key!r}; it has "
-                    f"{sorted(results[job.name].metrics)}. Check val_evaluator in its config."
+                    f"{sorted(found)}. Check val_evaluator in its config."
                 )
-            scores[role].setdefault(metric.key, []).append(results[job.name].metrics[metric.key])
+    classes = task.class_metrics(configs[ALONE])
+    seen = {key for result in results.values() for key in result.metrics}
+    if classes and not any(metric.key in seen for metric in classes):
+        raise ConfigError(
+            f"No validation has the figure {classes[0].key!r}, or that of another class; they have "
+            f"{sorted(seen)}. Check val_evaluator in the configs."
+        )
     return Outcome(
-        scores=scores,
+        roles=roles,
+        metrics=task.metrics,
+        scores={
+            role: {m.key: [results[job.name].metrics[m.key] for job in own] for m in task.metrics}
+            for role, own in runs.items()
+        },
         parameters={role: count_parameters(model) for role, model in models.items()},
         macs={
             role: count_macs(task.forward_call(model, configs[role]))
@@ -498,12 +443,77 @@ def measure(
         latency=median_latency(
             {role: task.predict_call(model, configs[role]) for role, model in models.items()}
         ),
+        seconds={
+            role: fmean(results[job.name].seconds for job in own) for role, own in runs.items()
+        },
+        class_metrics=classes,
+        class_scores={
+            role: {m.key: [results[job.name].metrics.get(m.key) for job in own] for m in classes}
+            for role, own in runs.items()
+        },
     )
+
+
+def _figures(outcome: Outcome, results: Mapping[str, Result]) -> dict[str, Any]:
+    """Return what results.json holds."""
+    gaps = {
+        role.name: {metric.key: outcome.gap(role.name, metric) for metric in outcome.metrics}
+        for role in outcome.variants
+    }
+    figures: dict[str, Any] = {
+        "scores": outcome.scores,
+        "parameters": outcome.parameters,
+        "macs": outcome.macs,
+        "latency_ms": outcome.latency,
+        "gap_recovered": gaps[outcome.best.name],
+        "seconds": {name: result.seconds for name, result in results.items()},
+    }
+    if len(gaps) > 1:
+        figures |= {
+            "best": outcome.best.name,
+            "gap_recovered_by_variant": gaps,
+            "training_time": {
+                role.name: outcome.training_time(role.name)
+                for role in outcome.roles
+                if role.name != TEACHER
+            },
+        }
+    if outcome.class_metrics:
+        figures["class_scores"] = outcome.class_scores
+    return figures
+
+
+def _markdown(
+    summary: str,
+    table: page.Table,
+    classes: Sequence[page.Section],
+    notes: Sequence[str],
+    command: str,
+) -> str:
+    parts = [summary, table.markdown()]
+    for section in classes:
+        parts += [f"{section.title}:", *(each.markdown() for each in section.tables)]
+        parts += [section.text] if section.text else []
+    return "\n\n".join([*parts, *notes, f"    {command}"]) + "\n"
 
 
 def _length_text(job: Job, cfg: Config) -> str:
     unit = "epoch" if "max_epochs" in cfg.train_cfg else "iteration"
     return f"{job.length} {unit}{'s' if job.length != 1 else ''}"
+
+
+def _class_sections(task: DemoTask, outcome: Outcome) -> list[page.Section]:
+    if not outcome.class_metrics:
+        return []
+    title = f"{task.class_figure} of each class"
+    missing = any(
+        figure is None
+        for scores in outcome.class_scores.values()
+        for figures in scores.values()
+        for figure in figures
+    )
+    text = "n/a: the validation has no such figure; means are over the seeds that have it."
+    return [page.Section(title, text if missing else "", tables=[class_table(outcome)])]
 
 
 def _notes(task: DemoTask, data: str, length: str, options: DemoOptions) -> list[str]:
@@ -523,6 +533,13 @@ def _notes(task: DemoTask, data: str, length: str, options: DemoOptions) -> list
             f"Mean ± standard deviation over {options.seeds} seeds of the student; one teacher "
             "serves them all.",
         )
+    if len(task.variants) > 1:
+        notes += [
+            f"The best variant is the one with the highest mean {main} on these validation images: "
+            f"picked afterwards among {len(task.variants)}, so its lead is somewhat flattered.",
+            "Time: that of training, relative to the student alone, means over the seeds. Runs "
+            "went side by side and shared the cores, so it is rough.",
+        ]
     return notes
 
 
@@ -533,18 +550,18 @@ def _sections(
     jobs: Sequence[Job],
     results: Mapping[str, Result],
     outcome: Outcome,
-    gallery: page.Gallery,
     elapsed: float,
 ) -> list[page.Section]:
     logs = {job.name: read_log(job.work_dir) for job in jobs}
+    roles = {role.name: role for role in outcome.roles}
+    compared = [(job, roles[job.role]) for job in jobs]
     sections = [
-        page.Section("What the models see", gallery=gallery),
-        _validation_section(task, jobs, configs, results, logs),
-        _loss_section(jobs, logs),
-        _terms_section(jobs, logs),
+        _validation_section(task, compared, configs, results, logs),
+        _loss_section(compared, logs),
+        _terms_section(jobs, outcome, logs),
     ]
     if options.seeds > 1:
-        sections.append(_seeds_section(task, outcome))
+        sections.append(page.Section("Each seed", tables=[seeds_table(outcome)]))
     runs = [
         [job.name, _length_text(job, configs[TEACHER]), clock(results[job.name].seconds)]
         for job in jobs
@@ -553,13 +570,13 @@ def _sections(
     versions += [[name, package_version(name)] for name in task.packages]
     versions.append(["system", f"{platform.system()} {platform.machine()}"])
     versions.append(["CPU cores", str(available_cores())])
-    names = {TEACHER: "teacher.py", ALONE: "student.py", DISTILLED: "distilled.py"}
     listings = [
-        page.Listing(f"Config {names[role]}", _source(cfg)) for role, cfg in configs.items()
+        page.Listing(f"Config {role.config}", _source(configs[name]))
+        for name, role in roles.items()
     ]
     listings += [
-        page.Listing(f"Config {names[role]}, with all it inherits", cfg.pretty_text)
-        for role, cfg in configs.items()
+        page.Listing(f"Config {role.config}, with all it inherits", configs[name].pretty_text)
+        for name, role in roles.items()
     ]
     commands = "\n\n".join(shlex.join(job.command) for job in jobs)
     sections.append(
@@ -581,17 +598,9 @@ def _sections(
     return sections
 
 
-def _roles(jobs: Sequence[Job]) -> list[tuple[Job, str, str]]:
-    found = []
-    for job in jobs:
-        role = job.name.partition("-")[0]
-        found.append((job, LABELS[role], COLOURS[role]))
-    return found
-
-
 def _validation_section(
     task: DemoTask,
-    jobs: Sequence[Job],
+    runs: Sequence[tuple[Job, Role]],
     configs: Mapping[str, Config],
     results: Mapping[str, Result],
     logs: Mapping[str, TrainingLog],
@@ -600,12 +609,13 @@ def _validation_section(
     figures = []
     for metric in task.metrics:
         curves = []
-        for job, label, colour in _roles(jobs):
+        for job, role in runs:
             rows: list[Row] = list(logs[job.name].val)
             if logs[job.name].validation_at(job.length) is None:
                 # Evaluated separately, after an interruption.
                 rows.append({**results[job.name].metrics, "step": float(job.length)})
-            curves.append(page.metric_curve(label, colour, rows, metric.key))
+            curve = page.metric_curve(role.label, role.colour, rows, metric.key, role.style)
+            curves.append(curve)
         figures.append(
             page.Figure(
                 page.plot_curves(curves, unit, metric.label),
@@ -615,8 +625,12 @@ def _validation_section(
     return page.Section("Validation during training", figures=figures)
 
 
-def _loss_section(jobs: Sequence[Job], logs: Mapping[str, TrainingLog]) -> page.Section:
-    curves = [page.loss_curve(label, colour, logs[job.name]) for job, label, colour in _roles(jobs)]
+def _loss_section(
+    runs: Sequence[tuple[Job, Role]], logs: Mapping[str, TrainingLog]
+) -> page.Section:
+    curves = [
+        page.loss_curve(role.label, role.colour, logs[job.name], role.style) for job, role in runs
+    ]
     return page.Section(
         "Task loss",
         text="The loss of the task itself, without the distillation terms, on training images.",
@@ -629,9 +643,21 @@ def _loss_section(jobs: Sequence[Job], logs: Mapping[str, TrainingLog]) -> page.
     )
 
 
-def _terms_section(jobs: Sequence[Job], logs: Mapping[str, TrainingLog]) -> page.Section:
-    png = page.plot_terms([logs[job.name] for job in jobs if job.needs])
-    if png is None:
+def _terms_section(
+    jobs: Sequence[Job], outcome: Outcome, logs: Mapping[str, TrainingLog]
+) -> page.Section:
+    figures = []
+    for role in outcome.variants:
+        png = page.plot_terms(
+            [logs[job.name] for job in jobs if job.role == role.name], role.colour
+        )
+        if png is not None:
+            alt, label = "Raw and weighted distillation terms over training", ""
+            if len(outcome.variants) > 1:
+                label = role.label
+                alt += f": {label}"
+            figures.append(page.Figure(png, f"{alt}.", label))
+    if not figures:
         return page.Section(
             "Distillation terms", text="The logs of the distilled student hold no such term."
         )
@@ -639,29 +665,8 @@ def _terms_section(jobs: Sequence[Job], logs: Mapping[str, TrainingLog]) -> page
         "Distillation terms",
         text="Each term as computed (raw) and as it entered the loss: times its weight and its "
         "schedule (weighted).",
-        figures=[page.Figure(png, "Raw and weighted distillation terms over training.")],
+        figures=figures,
     )
-
-
-def _seeds_section(task: DemoTask, outcome: Outcome) -> page.Section:
-    metric = task.metrics[0]
-    teacher = outcome.mean(TEACHER, metric)
-    rows = []
-    alone_scores, distilled_scores = (
-        outcome.scores[role][metric.key] for role in (ALONE, DISTILLED)
-    )
-    pairs = zip(alone_scores, distilled_scores, strict=True)
-    for seed, (alone, distilled) in enumerate(pairs):
-        rows.append(
-            [
-                str(seed),
-                f"{alone:.{metric.digits}f}",
-                f"{distilled:.{metric.digits}f}",
-                percent(gap_recovered(teacher, alone, distilled)),
-            ]
-        )
-    columns = ["seed", f"alone, {metric.label}", f"distilled, {metric.label}", "gap recovered"]
-    return page.Section("Each seed", tables=[page.Table(columns, rows)])
 
 
 def _source(cfg: Config) -> str:
@@ -672,13 +677,29 @@ def _own_version() -> str:
     return importlib.import_module(__name__.partition(".")[0]).__version__
 
 
-def _print(console: Console, table: page.Table, summary: str, path: Path, elapsed: float) -> None:
-    shown = RichTable(title=None)
-    for index, column in enumerate(table.columns):
-        shown.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
-    for index, row in enumerate(table.rows):
-        shown.add_row(*map(Text, row), style="bold" if index == table.strong else None)
-    console.print()
-    console.print(shown)
-    console.print(Text(summary))
-    console.print(Text(f"\nTook {clock(elapsed)}. Report: {path.resolve()}"), soft_wrap=True)
+def _print(console: Console, *tables: page.Table, title: str | None = None) -> None:
+    for table in tables:
+        shown = RichTable(title=title, title_justify="left")
+        widths = _column_widths(table, console.width)
+        for index, (column, width) in enumerate(zip(table.columns, widths, strict=True)):
+            shown.add_column(
+                column, justify="left" if index == 0 else "right", width=width, no_wrap=index == 0
+            )
+        for index, row in enumerate(table.rows):
+            shown.add_row(*map(Text, row), style="bold" if index == table.strong else None)
+        console.print()
+        console.print(shown)
+
+
+def _column_widths(table: page.Table, width: int) -> list[int | None]:
+    """Return widths that wrap headings and keep figures whole; ``None`` leaves a width to rich.
+
+    Rich by itself would break figures in two before it wraps a heading.
+    """
+    cells = [max((len(row[i]) for row in table.rows), default=0) for i in range(len(table.columns))]
+    words = [max(map(len, column.split())) for column in table.columns]
+    room = width - 3 * len(cells) - 1  # what the frame leaves
+    tight = list(map(max, cells, words))
+    if sum(map(max, cells, map(len, table.columns))) <= room or sum(tight) > room:
+        return [None] * len(cells)
+    return [*tight]

@@ -60,3 +60,30 @@ def test_live_table():
         "left",
     ):
         assert part in text
+
+
+def test_digits_of_the_figure():
+    out = io.StringIO()
+    with Progress(Console(file=out, width=120), "mIoU", digits=1) as progress:
+        progress.update(states(), None)
+    assert "mIoU 0.1 |" in out.getvalue()
+
+
+def test_a_queue_taller_than_the_terminal_shows_what_runs():
+    running, _ = states()
+    finished = [
+        JobState(Job(f"done-{i}", (), Path("x"), 12, Path("y"), "q", "s"), "finished", 1.0)
+        for i in range(9)
+    ]
+    shown = {}
+    for height in (12, 11):
+        out = io.StringIO()
+        console = Console(file=out, force_terminal=True, width=120, height=height)
+        with Progress(console, "mIoU") as progress:
+            progress.update([running, *finished], 90.0)
+        shown[height] = out.getvalue()
+        assert "left" in shown[height]
+        assert "alone-0" in shown[height]
+    assert "done-8" in shown[12]
+    assert "done-0" not in shown[11]
+    assert "9 of 10 runs finished" in shown[11]

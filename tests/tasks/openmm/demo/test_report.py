@@ -121,6 +121,35 @@ def test_labels_stay_inside_the_picture():
     assert y >= 0
 
 
+def with_gallery(gallery: page.Gallery) -> page.Report:
+    table = page.Table(["a"], [["b"]])
+    return page.Report("t", "s", table, [], [page.Section("p", gallery=gallery)])
+
+
+def test_legend():
+    reader = read(
+        with_gallery(page.Gallery(["x"], [], legend=[("#d55e00", NASTY), ("teal", "sea")]))
+    )
+    swatches = [v for tag, name, v in reader.attributes if (tag, name) == ("rect", "fill")]
+    assert swatches == ["#d55e00", "teal"]
+    assert [word for word in reader.words if word in (NASTY, "sea")] == [NASTY, "sea"]
+    assert "ul" not in read(with_gallery(page.Gallery(["x"], []))).seen
+
+
+def test_pictures_without_marks():
+    # Nothing was found on the first; on the second there was nothing to mark.
+    pictures = [page.Picture(png(), 8, 8, []), page.Picture(png(), 8, 8, pixelated=True)]
+    reader = read(with_gallery(page.Gallery(["teacher", "mask"], [pictures])))
+    names = [v for tag, name, v in reader.attributes if name == "aria-label"]
+    assert names == ["teacher: nothing", "mask"]
+    images = [name for tag, name, v in reader.attributes if tag == "image"]
+    assert images.count("class") == 1
+    assert ("image", "class", "pixelated") in reader.attributes
+    assert ".gallery .pixelated { image-rendering: pixelated; }" in page.render(
+        with_gallery(page.Gallery([], []))
+    )
+
+
 def test_markdown_escapes_bars():
     text = page.Table(["model", "a|b"], [["teacher", "1"]]).markdown()
     assert text.splitlines() == ["| model | a\\|b |", "|:--|--:|", "| teacher | 1 |"]
@@ -168,7 +197,19 @@ def test_diagrams():
     assert one and two
     assert decoded(two)[1] > 1.5 * decoded(one)[1]
     assert page.plot_terms([TrainingLog([{"step": 1, "loss": 1.0}])]) is None
-    assert decoded(page.plot_curves([], "x", "y"))
+    assert decoded(page.plot_curves([], "x", "y"))[0] > 300
+
+
+def test_diagrams_of_many_models_keep_their_legend_beside_the_curves():
+    curves = [page.Curve(f"model {i}", "#888888", [0, 1], [0, i], "--") for i in range(6)]
+    few, many = (
+        Image.open(io.BytesIO(page.plot_curves(shown, "x", "y"))).convert("L")
+        for shown in (curves[:3], curves)
+    )
+    # The strip at the right: empty below the last tick with few, with the legend's text with many.
+    box = (int(0.9 * few.width), int(0.3 * few.height), few.width - 20, int(0.7 * few.height))
+    dark = [sum(image.crop(box).histogram()[:100]) for image in (few, many)]
+    assert dark[1] > 10 * max(1, dark[0])
 
 
 def with_second_term(log: TrainingLog) -> TrainingLog:
@@ -185,4 +226,4 @@ def test_a_browser_can_open_it(tmp_path):
     subprocess.run(
         [browser, *arguments, (tmp_path / "report.html").as_uri()], check=True, timeout=60
     )
-    assert len(set(Image.open(shot).convert("RGB").getdata())) > 10
+    assert len(Image.open(shot).convert("RGB").getcolors(1 << 24) or ()) > 10

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -21,23 +24,23 @@ from rich.console import Console
 
 from taskdistill.core.errors import ConfigError
 from taskdistill.tasks.openmm.demo import DemoOptions, DemoTask, Metric, run_demo
+from taskdistill.tasks.openmm.demo import report as page
+from taskdistill.tasks.openmm.demo.comparison import make_roles
 from taskdistill.tasks.openmm.demo.jobs import JobFailed
 from taskdistill.tasks.openmm.demo.report import Gallery, Picture
 from taskdistill.tasks.openmm.demo.run import (
-    Outcome,
+    _print,
     load_configs,
     option_text,
     plan,
-    quantity,
-    results_table,
     shortened,
     signature,
-    summary_sentence,
     training_length,
 )
 
 FAKE = Path(__file__).with_name("fake_train.py")
 QUALITY = Metric("quality", "quality")
+ROLES = make_roles(DemoTask.variants)
 
 # Accepts what tools/train.py accepts, and does what the fake does.
 TRAIN = f"""
@@ -81,6 +84,16 @@ class FakeTask(DemoTask):
         return Gallery(["truth", *models], [[Picture(b"", 8, 8)] * (1 + len(models))])
 
 
+class Several(FakeTask):
+    variants = {"first": "+ first", "second": "+ second", "both": "+ both"}
+    class_figure = "Quality"
+
+    def class_metrics(self, cfg: Config) -> list[Metric]:
+        assert cfg.model.width == 2
+        names = ("sky", "road", "sea")
+        return [Metric(f"quality.{name}", name, digits=2) for name in names]
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     folder = tmp_path / "tree" / "configs" / "fake" / "demo"
@@ -102,10 +115,10 @@ def options(root: Path, **changes) -> DemoOptions:
     return replace(base, **changes)
 
 
-def run(root: Path, **changes) -> tuple[Path, str]:
+def run(root: Path, task: type[DemoTask] = FakeTask, **changes) -> tuple[Path, str]:
     out = io.StringIO()
     console = Console(file=out, width=120)
-    return run_demo(FakeTask(), options(root, **changes), console), out.getvalue()
+    return run_demo(task(), options(root, **changes), console), out.getvalue()
 
 
 def test_from_nothing_to_the_report(root):
@@ -122,6 +135,9 @@ def test_from_nothing_to_the_report(root):
     assert figures["parameters"] == {"teacher": 32, "alone": 8, "distilled": 8}
     assert figures["macs"]["teacher"] == 16 * 3 * 8
     assert figures["gap_recovered"] == {"quality": None}
+    assert set(figures) == {
+        *("scores", "parameters", "macs", "latency_ms", "gap_recovered", "seconds")
+    }
     assert "| student distilled | 0.300" in (work_dir / "results.md").read_text()
 
     told = json.loads((work_dir / "distilled-1" / "options.json").read_text())
@@ -136,6 +152,127 @@ def test_from_nothing_to_the_report(root):
     more, text = run(root, seeds=3)
     assert text.count("already finished") == 5
     assert text.count("starts on") == 2
+
+
+GAINS = {"teacher": 0.5, "alone": 0.0, "first": -0.1, "second": 0.2, "both": 0.1}
+
+
+@pytest.fixture
+def several(root: Path) -> Path:
+    """Configs of three variants, and a training script whose figures depend on the run."""
+    folder = root / "configs" / "fake" / "demo"
+    for name in Several.variants:
+        shutil.copy(folder / "distilled.py", folder / f"{name}.py")
+    (folder / "distilled.py").unlink()
+    (root / "tools" / "train.py").write_text(
+        TRAIN.replace("sys.exit(subprocess.run(command).returncode)", "")
+        + f"""
+import pathlib
+work_dir = pathlib.Path(args.work_dir)
+role, _, seed = work_dir.name.partition("-")
+subprocess.run(command, check=True)
+path = next(work_dir.glob("*/vis_data/scalars.json"))
+rows = [json.loads(line) for line in path.read_text().splitlines()]
+for row in rows:
+    if "quality" in row:
+        row["quality"] += {GAINS}[role] + 0.01 * int(seed or 0)
+        row["quality.sky"] = 2 * row["quality"]
+        if role != "both":
+            row["quality.road"] = 0.25
+    elif role in ("first", "both"):
+        row |= {{f"loss_kd_{{role}}": 0.1, f"kd_{{role}}_raw": 0.2}}
+path.write_text("".join(json.dumps(row) + "\\n" for row in rows))
+"""
+    )
+    return root
+
+
+def test_several_variants(several):
+    class Watching(Several):
+        galleries: ClassVar[list[list[str]]] = []
+
+        def gallery(self, cfg, models):
+            self.galleries.append(list(models))
+            return super().gallery(cfg, models)
+
+    path, text = run(several, Watching, seeds=2)
+    assert Watching.galleries == [["teacher", "student alone", "+ second"]]
+    said = "the best of 3 distilled variants, “+ second”, reaches 0.505, and the teacher"
+    assert said in " ".join(text.split())
+
+    figures = json.loads((path.parent / "results.json").read_text())
+    assert figures["best"] == "second"
+    assert list(figures["scores"]) == ["teacher", "alone", "first", "second", "both"]
+    assert figures["scores"]["both"]["quality"] == pytest.approx([0.4, 0.41])
+    gaps = figures["gap_recovered_by_variant"]
+    assert figures["gap_recovered"] == gaps["second"]
+    assert gaps["first"]["quality"] == pytest.approx(-0.1 / 0.495, abs=1e-5)
+    assert figures["training_time"]["alone"] == 1.0
+    seconds = figures["seconds"]
+    expected = (seconds["both-0"] + seconds["both-1"]) / (seconds["alone-0"] + seconds["alone-1"])
+    assert figures["training_time"]["both"] == pytest.approx(expected)
+    assert figures["class_scores"]["second"]["quality.sky"] == pytest.approx([1.0, 1.02])
+    assert figures["class_scores"]["both"]["quality.road"] == [None, None]
+
+    markdown = (path.parent / "results.md").read_text()
+    assert "| + second | 0.505 ± 0.007 |" in markdown
+    classes = markdown[markdown.index("Quality of each class:") :].splitlines()
+    assert classes[2] == "| class | teacher | student alone | + first | + second | + both |"
+    assert classes[4] == "| sky | 1.60 | 0.61 ± 0.01 | 0.41 ± 0.01 | 1.01 ± 0.01 | 0.81 ± 0.01 |"
+    assert classes[5].endswith("| 0.25 ± 0.00 | n/a |")
+    assert classes[6] == "| sea | n/a | n/a | n/a | n/a | n/a |"
+    assert "n/a: the validation has no such figure" in classes[8]
+    assert "Quality of each class" in text
+
+    html = path.read_text()
+    for part in ("Quality of each class", "Config both.py", "second-1", "side by side"):
+        assert part in html
+    # Terms of the two variants that logged any, each in a diagram of its own.
+    captions = re.findall(r'alt="(Raw[^"]*)"', html)
+    assert captions == [f"Raw and weighted distillation terms over training: + {name}."
+                        for name in ("first", "both")]  # fmt: skip
+
+    # The variant is what its run says, not what its name looks like.
+    told = json.loads((path.parent / "both-1" / "options.json").read_text())
+    assert told[0] == "randomness.seed=1"
+    assert told[1].startswith("distill.teacher.config=")
+
+
+def test_runs_of_each_variant(several):
+    roles = make_roles(Several.variants)
+    configs = load_configs(several / "configs" / "fake" / "demo", roles)
+    jobs = plan(configs, options(several, seeds=2), "quality")
+    assert [job.role for job in jobs] == [
+        *("teacher", "alone", "alone", "first", "first", "second", "second", "both", "both")
+    ]
+    assert [job.name for job in jobs][:4] == ["teacher", "alone-0", "alone-1", "first-0"]
+    for job in jobs:
+        assert job.needs == (("teacher",) if job.role in Several.variants else ())
+        plain = "teacher.py" if job.role == "teacher" else "student.py"
+        assert Path(job.evaluate[2]).name == plain
+
+
+def test_a_wide_table_wraps_its_headings_before_its_figures():
+    table = page.Table(
+        ["model", "mIoU", "training time (alone = 1)", "gap recovered (mIoU)"],
+        [["student alone", "44.55 ± 0.57", "1.00", "12 %"]],
+    )
+    for width, whole in ((100, True), (55, True), (30, False)):
+        out = io.StringIO()
+        _print(Console(file=out, width=width), table)
+        lines = out.getvalue().splitlines()
+        assert max(map(len, lines)) <= width
+        assert any("44.55 ± 0.57" in line for line in lines) == whole
+        assert any("training time (alone = 1)" in line for line in lines) == (width == 100)
+
+
+def test_class_figures_that_no_run_has_are_an_error(root):
+    class Wrong(FakeTask):
+        def class_metrics(self, cfg):
+            return [Metric("IoU.sky", "sky")]
+
+    with pytest.raises(ConfigError, match="No validation has the figure 'IoU.sky'.*'quality'"):
+        run(root, Wrong)
 
 
 def test_fresh_forgets_what_the_demo_made(root):
@@ -161,7 +298,7 @@ def test_a_failed_run_leaves_no_report(root):
 
 
 def test_fewer_epochs_scale_the_schedule(root):
-    configs = load_configs(root / "configs" / "fake" / "demo")
+    configs = load_configs(root / "configs" / "fake" / "demo", ROLES)
     job = plan(configs, options(root, epochs=1), "quality")[0]
     assert job.length == 1
     assert job.checkpoint.name == "epoch_1.pth"
@@ -194,11 +331,11 @@ def test_what_cannot_be_trained_is_refused(root):
     with pytest.raises(ConfigError, match="expected train_cfg"):
         training_length(Config(dict(train_cfg=None)))
     assert training_length(Config(dict(train_cfg=dict(max_iters=100)))) == 100
-    configs = load_configs(root / "configs" / "fake" / "demo")
+    configs = load_configs(root / "configs" / "fake" / "demo", ROLES)
     with pytest.raises(ConfigError, match="--seeds 0"):
         plan(configs, options(root, seeds=0), "quality")
     with pytest.raises(ConfigError, match=r"absent.teacher.py"):
-        load_configs(root / "absent")
+        load_configs(root / "absent", ROLES)
 
 
 def test_signature_follows_what_decides_the_outcome():
@@ -219,63 +356,34 @@ def test_a_missing_figure_is_an_error(root):
         run_demo(task, options(root), Console(file=io.StringIO()))
 
 
-def outcome(teacher: float, alone: list[float], distilled: list[float]) -> Outcome:
-    return Outcome(
-        {
-            "teacher": {"quality": [teacher]},
-            "alone": {"quality": alone},
-            "distilled": {"quality": distilled},
-        },
-        {"teacher": 3_140_000, "alone": 220_000, "distilled": 220_000},
-        {"teacher": 10**9, "alone": 10**8, "distilled": 10**8},
-        {"teacher": 20.0, "alone": 5.0, "distilled": 5.04},
-    )
-
-
-def test_table():
-    table = results_table(outcome(0.4, [0.1, 0.3], [0.25, 0.25]), [QUALITY])
-    assert table.rows[0] == ["teacher", "0.400", "3.14 M", "1.00 G", "20.0 ms", ""]
-    assert table.rows[1][1] == "0.200 ± 0.141"
-    assert table.rows[2] == [
-        "student distilled",
-        "0.250 ± 0.000",
-        "220 k",
-        "100 M",
-        "5.0 ms",
-        "25 %",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("teacher", "distilled", "said"),
-    [(0.4, 0.3, "recovers 50 % of the gap"), (0.4, 0.1, "did not help"), (0.1, 0.3, "no gap")],
-)
-def test_summary_says_what_came_out(teacher, distilled, said):
-    text = summary_sentence(outcome(teacher, [0.2], [distilled]), QUALITY, "12 epochs", 1)
-    assert said in text
-    assert "means over" not in text
-    assert "0.200 quality" in text
-
-
-def test_quantity_rounds_over_the_border():
-    assert quantity(999) == "999"
-    assert quantity(999_999) == quantity(1_000_000) == "1.00 M"
-    assert quantity(9_996) == "10.0 k"
-
-
-def run_cli(argv: list[str], monkeypatch, task=FakeTask) -> int:
-    """Run tools/demo.py's main with the fake task in place of detection."""
-    import importlib.util
-
+def load_tool() -> ModuleType:
+    """Import tools/demo.py."""
     path = Path(__file__).parents[4] / "tools" / "demo.py"
     spec = importlib.util.spec_from_file_location("demo_tool", path)
     assert spec and spec.loader
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
+    return tool
+
+
+def run_cli(argv: list[str], monkeypatch, task=FakeTask) -> int:
+    """Run tools/demo.py's main with the fake task in place of detection."""
+    tool = load_tool()
     monkeypatch.setitem(sys.modules, "fake_module", SimpleNamespace(Task=task))
     monkeypatch.setitem(tool.TASKS, "detection", "fake_module:Task")
     monkeypatch.setattr(tool.signal, "signal", lambda *args: None)
     return tool.main(argv)
+
+
+@pytest.mark.parametrize("name", sorted(load_tool().TASKS))
+def test_each_task_has_what_it_names(name):
+    tool = load_tool()
+    module, _, attribute = tool.TASKS[name].partition(":")
+    pytest.importorskip({"detection": "mmdet", "segmentation": "mmseg"}[module.split(".")[2]])
+    task = getattr(importlib.import_module(module), attribute)
+    assert task.name == name
+    for role in make_roles(task.variants):
+        assert (tool.ROOT / "configs" / task.folder / role.config).is_file()
 
 
 def test_command_line(tmp_path, monkeypatch, capsys):
