@@ -67,7 +67,8 @@ def critic_options(distill: Mapping[str, Any]) -> dict[str, Any]:
         distill: A ``distill`` entry; ``critic`` in it may hold ``optimizer`` (SGD, learning rate
             4e-4, momentum 0.9, weight decay 5e-4, as in the code of Liu et al. 2019),
             ``param_scheduler`` (by default polynomial with power 0.9 down to 0 over the run, as
-            there), ``clip_grad`` (none) and ``steps`` (critic steps after each of the student, 1).
+            there), ``clip_grad`` (none) and ``steps`` (critic steps for each of the student, 1).
+            Gradients are accumulated over as many batches as the student's.
 
     Raises:
         ConfigError: If an option is unknown or ``steps`` is no positive number.
@@ -103,7 +104,11 @@ def _add_critic(cfg: Config) -> None:
     """Give the critics their optimizer and schedule, beside the student's."""
     options = critic_options(cfg.distill)
     cfg.optim_wrapper.critic = ConfigDict(
-        optimizer=options["optimizer"], clip_grad=options["clip_grad"]
+        steps=options["steps"],
+        optimizer=options["optimizer"],
+        clip_grad=options["clip_grad"],
+        # A step of the one for a step of the other, also where gradients are accumulated.
+        accumulative_counts=cfg.optim_wrapper.get("accumulative_counts", 1),
     )
     ours = options.get("param_scheduler")
     if ours is None:

@@ -14,10 +14,9 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...core.distiller import Distiller, check_finite
-from ...core.errors import ConfigError, did_you_mean
+from ...core.errors import ConfigError, NonFiniteLossError, did_you_mean
 from ...core.recipe import Progress, Recipe
 from .adapter import adapter_of_scope
-from .config import critic_options
 from .optim import CRITIC, STUDENT, AlternatingOptimWrapper
 from .teacher import build_teacher
 
@@ -40,7 +39,8 @@ class DistilledModel(BaseModel):
         distill: ``teacher`` (or ``teachers``, by name), ``pairs``, and optionally ``unit``,
             ``stages``, ``probe_size`` (height and width in pixels of the zero image from which
             adapters take their shapes; 128 by default) and ``critic`` (see
-            :func:`.config.critic_options`).
+            :func:`.config.critic_options`; read when the
+            optimizers are made).
         scope: Registry scope that decides the task.
 
     Raises:
@@ -93,7 +93,6 @@ class DistilledModel(BaseModel):
             lambda name: self.task.forward(teachers[name].model),
             torch.zeros(1, 3, size, size),
         )
-        self.critic_steps = critic_options(distill)["steps"]
         if distill.get("critic") and not self.distiller.critic_parameters():
             raise ConfigError(
                 "distill.critic says how a discriminator is trained, but no pair has one; add "
@@ -154,21 +153,25 @@ class DistilledModel(BaseModel):
         if not isinstance(optim_wrapper, AlternatingOptimWrapper):
             return super().train_step(data, optim_wrapper)
         figures = super().train_step(data, optim_wrapper[STUDENT])
-        figures.update(self.critic_step(optim_wrapper[CRITIC]))
+        figures.update(self.critic_step(optim_wrapper[CRITIC], optim_wrapper.critic_steps))
         return figures
 
-    def critic_step(self, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
+    def critic_step(self, optim_wrapper: OptimWrapper, steps: int = 1) -> dict[str, Tensor]:
         """Let the critics learn from the maps of the student's last step.
 
         In float32, whatever the student's step ran in: the gradient penalty is differentiated
         twice.
+
+        Args:
+            optim_wrapper: The critics' own.
+            steps: How often they learn from them.
 
         Raises:
             NonFiniteLossError: If a critic diverges; its weights are then still finite.
         """
         figures: dict[str, Tensor] = {}
         parameters = self.distiller.critic_parameters()
-        for _ in range(self.critic_steps):
+        for _ in range(steps):
             found = self.distiller.critic_losses()
             if not found:  # every adversarial pair is off
                 return {}
@@ -194,7 +197,17 @@ class DistilledModel(BaseModel):
         """
         total, log_vars = super().parse_losses(losses)  # type: ignore[arg-type]
         terms = {name: value for name, value in log_vars.items() if name != "loss"}
-        check_finite(terms, _progress().step + 1)
+        try:
+            check_finite(terms, _progress().step + 1)
+        except NonFiniteLossError as error:
+            critics = [n for n, loss in self.distiller.losses.items() if _is_adversarial(loss)]
+            blamed = [name for name in critics if not terms[f"kd_{name}_raw"].isfinite().all()]
+            if not blamed:
+                raise
+            raise NonFiniteLossError(
+                f"{error} The critic of {', '.join(blamed)} may have diverged: lower "
+                "distill.critic.optimizer.lr."
+            ) from None
         return total, log_vars
 
 
@@ -206,10 +219,14 @@ def _average_gradients(parameters: Sequence[nn.Parameter]) -> None:
                 all_reduce(parameter.grad, op="mean")
 
 
+def _is_adversarial(loss: nn.Module) -> bool:
+    return getattr(loss, "adversarial", False)
+
+
 def _gradient_norms(distiller: Distiller) -> dict[str, Tensor]:
     found = {}
     for name, loss in distiller.losses.items():
-        if getattr(loss, "adversarial", False):
+        if _is_adversarial(loss):
             gradients = [p.grad for p in loss.parameters() if p.grad is not None]
             found[f"gradient of critic_{name}"] = nn.utils.get_total_norm(gradients)
     return found

@@ -61,23 +61,33 @@ class DistillOptimWrapperConstructor:
         if self.critic is None:
             return wrapper
         settings = dict(self.critic)
+        steps = settings.pop("steps")
         parameters = inner.distiller.critic_parameters()
         optimizer = OPTIMIZERS.build({"params": parameters, **settings.pop("optimizer")})
         settings.setdefault("type", "OptimWrapper")
         critic = OPTIM_WRAPPERS.build({"optimizer": optimizer, **settings})
-        return AlternatingOptimWrapper(**{STUDENT: wrapper, CRITIC: critic})
+        return AlternatingOptimWrapper(wrapper, critic, steps)
 
 
 class AlternatingOptimWrapper(OptimWrapperDict):
     """The student's optimizer and the critics', stepped in turn by the model's ``train_step``.
 
     The log calls the student's learning rate what it is called in plain training.
+
+    Args:
+        student: Steps once for a batch (or where gradients are accumulated, for several).
+        critic: Steps after it.
+        critic_steps: How often, for each step of the student.
     """
+
+    def __init__(self, student: OptimWrapper, critic: OptimWrapper, critic_steps: int = 1) -> None:
+        super().__init__(**{STUDENT: student, CRITIC: critic})
+        self.critic_steps = critic_steps
 
     def initialize_count_status(self, model: nn.Module, cur_iter: int, max_iters: int) -> None:
         """Tell both where training stands: accumulated gradients are counted by each."""
-        for wrapper in self.values():
-            wrapper.initialize_count_status(model, cur_iter, max_iters)
+        for name, times in ((STUDENT, 1), (CRITIC, self.critic_steps)):
+            self[name].initialize_count_status(model, times * cur_iter, times * max_iters)
 
     def get_lr(self) -> dict[str, list[float]]:
         """The learning rates: ``lr`` and ``base_lr`` of the student, ``critic.lr``."""

@@ -41,5 +41,5 @@ class DistilledDataParallel(MMDistributedDataParallel):
         if not isinstance(optim_wrapper, AlternatingOptimWrapper):
             return super().train_step(data, optim_wrapper)
         figures = super().train_step(data, optim_wrapper[STUDENT])
-        figures.update(self.module.critic_step(optim_wrapper[CRITIC]))
+        figures.update(self.module.critic_step(optim_wrapper[CRITIC], optim_wrapper.critic_steps))
         return figures

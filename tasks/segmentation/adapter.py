@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -75,18 +76,19 @@ class SegmentorAdapter(TaskAdapter):
     def forward(self, model: nn.Module) -> Callable[[Tensor], dict[str, Tensor]]:
         """Return what computes the logits of the main head and of the auxiliary heads by name.
 
-        Auxiliary heads of a teacher are left out where no pair reads them.
+        Heads that no pair reads are left out: networks whose features alone are matched may have
+        any.
         """
-        teachers = [pair.teacher for pair in self.recipe.pairs]
+        ours = model is self.student
+        taps = [pair.student if ours else pair.teacher for pair in self.recipe.pairs]
 
         def run(images: Tensor) -> dict[str, Tensor]:
             features = model.extract_feat(images)  # type: ignore[operator]
-            found: dict[str, Tensor] = {}
-            for name, path, head in _all_heads(model):
-                if model is not self.student and not _is_read(name, path, teachers):
-                    continue
-                found[name] = _first(_run_head(head, features))
-            return found
+            return {
+                name: _first(_run_head(head, features))
+                for name, path, head in _all_heads(model)
+                if _is_read(name, path, taps)
+            }
 
         return run
 
@@ -102,8 +104,10 @@ class SegmentorAdapter(TaskAdapter):
         self._check_taps()
         if not outputs:
             return
+        _check_logits(self.student, "student")
         for name, teacher in self.teachers.items():
             _check_kind(teacher, f"teacher {name!r}")
+            _check_logits(teacher, f"teacher {name!r}")
             ours, theirs = (int(model.out_channels) for model in (self.student, teacher))  # type: ignore
             if ours != theirs:
                 raise TeacherError(
@@ -263,9 +267,8 @@ def _first(output: Any) -> Any:
 
 
 def _is_read(name: str, path: str, taps: Collection[str]) -> bool:
-    if name == "logits":
-        return True
-    return any(tap == f"{OUTPUTS}{name}" or tap.startswith(path.split(".")[0]) for tap in taps)
+    marks = (path.split(".")[0], "*", "?")  # a pattern may mean a module of any head
+    return any(tap == f"{OUTPUTS}{name}" or any(mark in tap for mark in marks) for tap in taps)
 
 
 def _check_kind(model: nn.Module, whose: str) -> None:
@@ -274,11 +277,23 @@ def _check_kind(model: nn.Module, whose: str) -> None:
             f"The {whose} is a {type(model).__name__}; expected one of mmseg's EncoderDecoder "
             "networks (a backbone, a decode_head, perhaps a neck and auxiliary heads)."
         )
-    heads = model.decode_head if isinstance(model.decode_head, nn.ModuleList) else []
-    if any(isinstance(head, PointHead) for head in heads):
+
+
+def _check_logits(model: nn.Module, whose: str) -> None:
+    head: Any = model.decode_head
+    if not isinstance(head, nn.ModuleList):
+        try:
+            inspect.signature(head.forward).bind(None)
+        except TypeError:
+            raise TeacherError(
+                f"The {whose}'s {type(head).__name__} computes no logits from features alone, so "
+                "there is no map to compare. Take a network that scores every pixel, or match "
+                "features only."
+            ) from None
+    elif any(isinstance(stage, PointHead) for stage in head):
         raise TeacherError(
             f"The {whose} refines its answer at single points (PointRend), where there is no map "
-            "to compare. Take a network without a PointHead."
+            "to compare. Take a network without a PointHead, or match features only."
         )
 
 

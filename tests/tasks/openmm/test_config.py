@@ -108,7 +108,10 @@ def test_a_critic_gets_an_optimizer_and_a_schedule_of_its_own(tiny):
     config = tiny.config(distill=tiny.distill(HOLISTIC))
     cfg = tiny.wrap(config, tiny.folder)
     assert cfg.optim_wrapper.critic.to_dict() == dict(
-        optimizer=dict(type="SGD", lr=4e-4, momentum=0.9, weight_decay=5e-4), clip_grad=None
+        steps=1,
+        optimizer=dict(type="SGD", lr=4e-4, momentum=0.9, weight_decay=5e-4),
+        clip_grad=None,
+        accumulative_counts=1,
     )
     assert [dict(s) for s in cfg.param_scheduler.student] == config["param_scheduler"]
     (schedule,) = cfg.param_scheduler.critic
