@@ -19,7 +19,9 @@ from taskdistill.core.errors import DistillError
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = {
     "bccd": "taskdistill.tasks.detection.demo:BccdTable",
+    "camvid": "taskdistill.tasks.segmentation.demo:CamVidTable",
     "detection": "taskdistill.tasks.detection.demo:DetectionDemo",
+    "segmentation": "taskdistill.tasks.segmentation.demo:SegmentationDemo",
 }
 
 

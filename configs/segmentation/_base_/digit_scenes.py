@@ -3,7 +3,7 @@
 custom_imports = dict(imports=["taskdistill.tasks.segmentation"], allow_failed_imports=False)
 
 num_classes = 11
-crop_size = (128, 128)
+crop_size = (64, 64)
 data_preprocessor = dict(
     type="SegDataPreProcessor",
     mean=[123.675, 116.28, 103.53],
@@ -21,7 +21,22 @@ train_pipeline = [
     dict(type="PackSegInputs"),
 ]
 test_pipeline = train_pipeline
-scenes = dict(train=1000, val=200, size=128, seed=0)
+# Small pictures with few, large digits and little clutter. In what a detector is given for its demo,
+# the ink is 7 % of the pixels, and a small network takes far longer to tell one digit from another.
+scenes = dict(
+    train=1000,
+    val=200,
+    size=64,
+    seed=0,
+    options=dict(
+        max_digits=3,
+        digit_size=(0.4, 0.8),
+        contrast=(0.8, 1.3),
+        clutter=1,
+        occluders=0,
+        empty=0.02,
+    ),
+)
 # Loading a batch takes 6 ms, less than handing it over from a worker.
 train_dataloader = dict(
     batch_size=8,
