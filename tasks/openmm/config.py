@@ -144,6 +144,10 @@ def prepare_config(cfg: Config) -> Config:
         raise ConfigError("The config has no default_scope; inherit an mm config, which sets it.")
     if "optim_wrapper" not in cfg:
         raise ConfigError("The config has no optim_wrapper; inherit one of mm's schedules.")
+    # The runner hands an entry at the top to the model; it is the student's.
+    preprocessor = cfg.pop("data_preprocessor", None)
+    if preprocessor is not None:
+        cfg.model.setdefault("data_preprocessor", preprocessor)
     cfg.model = ConfigDict(
         type="DistilledModel", student=cfg.model, distill=cfg.distill, scope=scope
     )

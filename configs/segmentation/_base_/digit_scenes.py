@@ -21,8 +21,8 @@ train_pipeline = [
     dict(type="PackSegInputs"),
 ]
 test_pipeline = train_pipeline
-# Small pictures with few, large digits and little clutter. In what a detector is given for its demo,
-# the ink is 7 % of the pixels, and a small network takes far longer to tell one digit from another.
+# Small pictures with few, large digits and little clutter. In what a detector gets for its demo,
+# the ink is 7 % of the pixels, and a small network takes far longer to tell digits apart.
 scenes = dict(
     train=1000,
     val=200,

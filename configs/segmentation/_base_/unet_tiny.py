@@ -1,5 +1,5 @@
-# A U-Net of five levels, 6 channels wide at the first: 0.24M parameters. Answers at full resolution,
-# which strokes of a few pixels need.
+# A U-Net of five levels, 6 channels wide at the first: 0.24M parameters. Its map has half of the
+# resolution, which strokes of a few pixels need.
 width = 6
 norm_cfg = dict(type="BN", requires_grad=True)
 # The background is four pixels of five; counted in full, it is all that is learned at first.

@@ -146,3 +146,14 @@ def test_a_critic_of_iterations_and_one_with_settings(tiny):
 def test_settings_of_a_critic_that_cannot_be_meant(critic, said):
     with pytest.raises(ConfigError, match=said):
         critic_options(dict(critic=critic))
+
+
+def test_a_preprocessor_at_the_top_is_the_students(tiny, tmp_path):
+    config = tiny.config(distill=tiny.distill())
+    preprocessor = config["model"]["data_preprocessor"]
+    config["data_preprocessor"] = {**preprocessor, "mean": [1.0, 2.0, 3.0]}
+    cfg = tiny.wrap(config, tmp_path)
+    assert cfg.model.student.data_preprocessor.to_dict() == preprocessor  # its own goes first
+    del config["model"]["data_preprocessor"]
+    runner = tiny.runner(config, tmp_path)
+    assert runner.model.data_preprocessor.mean.flatten().tolist() == [1.0, 2.0, 3.0]
