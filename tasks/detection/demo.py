@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import io
-import warnings
-from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
-from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
-from mmengine.registry import init_default_scope
 from PIL import Image
 from torch import nn
 
-from ...core.teacher import load_weights
-from ..openmm.demo import DemoTask, Metric
+from ..openmm.demo import Metric, MmDemoTask
 from ..openmm.demo.report import Gallery, Mark, Picture
-from ..openmm.teacher import SAFE_GLOBALS
 
 IMAGES = 8
 MIN_OBJECTS = 2
@@ -47,9 +37,10 @@ def class_colour(index: int) -> str:
     return _COLOURS[index % len(_COLOURS)]
 
 
-class DetectionDemo(DemoTask):
+class DetectionDemo(MmDemoTask):
     """Teacher, student alone and student distilled on the digit scenes."""
 
+    scope = "mmdet"
     name = "detection"
     folder = "detection/demo"
     title = "Distilling a detector: handwritten digits in photographs"
@@ -57,40 +48,9 @@ class DetectionDemo(DemoTask):
     packages = ("torch", "onedl-mmengine", "onedl-mmcv", "onedl-mmdetection")
     latency_note = "one validation image, from the tensor to the boxes"
 
-    def __init__(self) -> None:
-        self._datasets: dict[str, Any] = {}
-
-    def prepare(self, cfg: Config) -> str:
-        """Make the data that the config names, if it is not there yet."""
-        train = len(self._dataset(cfg, "train_dataloader"))
-        val = len(self._dataset(cfg, "val_dataloader"))
-        return f"Data: {train} images for training, {val} for validation."
-
-    def load(self, cfg: Config, checkpoint: Path) -> nn.Module:
-        """Build the detector of a plain config and load a checkpoint strictly."""
-        init_default_scope("mmdet")
-        settings = copy.deepcopy(cfg.model)
-        settings.backbone.pop("init_cfg", None)  # No download of weights that are replaced anyway.
-        with warnings.catch_warnings():
-            # mmdet warns of names that it deprecates and uses itself.
-            warnings.simplefilter("ignore", UserWarning)
-            model = MODELS.build(settings)
-        load_weights(model, checkpoint, safe_globals=SAFE_GLOBALS)
-        return model.eval()
-
-    def forward_call(self, model: nn.Module, cfg: Config) -> Callable[[], object]:
-        """Run backbone, neck and head on the first validation image."""
-        batch = self._batch(model, cfg, 0)
-        return lambda: model(batch["inputs"], batch["data_samples"], mode="tensor")
-
-    def predict_call(self, model: nn.Module, cfg: Config) -> Callable[[], object]:
-        """Detect on the first validation image, decoding and suppression included."""
-        batch = self._batch(model, cfg, 0)
-        return lambda: model(batch["inputs"], batch["data_samples"], mode="predict")
-
     def gallery(self, cfg: Config, models: Mapping[str, nn.Module]) -> Gallery:
         """Show the truth and each model's boxes on the first images that hold several objects."""
-        dataset = self._dataset(cfg, "val_dataloader")
+        dataset = self.dataset(cfg, "val_dataloader")
         classes = dataset.metainfo["classes"]
         rows = []
         for index in range(len(dataset)):
@@ -115,26 +75,10 @@ class DetectionDemo(DemoTask):
             "score; the same colour is the same class.",
         )
 
-    def _dataset(self, cfg: Config, loader: str) -> Any:
-        settings = copy.deepcopy(cfg[loader].dataset)
-        key = f"{loader} {settings}"
-        if key not in self._datasets:
-            init_default_scope("mmdet")
-            with redirect_stdout(io.StringIO()):  # pycocotools prints what it is about to do
-                self._datasets[key] = DATASETS.build(settings)
-        return self._datasets[key]
-
-    def _batch(self, model: nn.Module, cfg: Config, index: int) -> dict[str, Any]:
-        dataset = self._dataset(cfg, "val_dataloader")
-        preprocess: Any = model.data_preprocessor
-        return preprocess(pseudo_collate([dataset[index]]), False)
-
     def _detect(
         self, model: nn.Module, cfg: Config, index: int, classes: tuple[str, ...]
     ) -> list[Mark]:
-        batch = self._batch(model, cfg, index)
-        with torch.no_grad():
-            found = model(batch["inputs"], batch["data_samples"], mode="predict")[0].pred_instances
+        found = self.predict(model, cfg, index).pred_instances
         found = found[found.scores >= MIN_SCORE]
         return [
             box_mark(box, label, classes, score)

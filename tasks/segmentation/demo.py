@@ -1,28 +1,18 @@
-"""The segmentation demo: a small PSPNet taught to find handwritten digits in photographs."""
+"""The segmentation demo: a small U-Net taught to find handwritten digits in photographs."""
 
 from __future__ import annotations
 
-import copy
 import io
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
-from mmengine.registry import init_default_scope
-from mmseg.registry import DATASETS, MODELS
 from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from ...core.teacher import load_weights
-from ..openmm.demo import DemoTask, Metric
+from ..openmm.demo import Metric, MmDemoTask
 from ..openmm.demo.report import Gallery, Picture
-from ..openmm.teacher import SAFE_GLOBALS
 from .metrics import PREFIX
 
 __all__ = ["CamVidTable", "SegmentationDemo", "blend", "change_map", "spread_out"]
@@ -105,9 +95,10 @@ def change_map(
     return drawn, int(gained.sum()), int(lost.sum())
 
 
-class SegmentationDemo(DemoTask):
+class SegmentationDemo(MmDemoTask):
     """Teacher, student alone and student distilled on the digit scenes."""
 
+    scope = "mmseg"
     name = "segmentation"
     folder = "segmentation/demo"
     title = "Distilling a segmenter: the ink of handwritten digits in photographs"
@@ -116,48 +107,14 @@ class SegmentationDemo(DemoTask):
     packages = ("torch", "onedl-mmengine", "onedl-mmcv", "onedl-mmsegmentation")
     latency_note = "one validation image, from the tensor to the mask"
 
-    def __init__(self) -> None:
-        self._datasets: dict[str, Any] = {}
-
-    def prepare(self, cfg: Config) -> str:
-        """Make the data that the config names, if it is not there yet."""
-        train = len(self._dataset(cfg, "train_dataloader"))
-        val = len(self._dataset(cfg, "val_dataloader"))
-        return f"Data: {train} images for training, {val} for validation."
-
     def class_metrics(self, cfg: Config) -> Sequence[Metric]:
         """Return the IoU of each class of the validation data."""
-        classes = self._dataset(cfg, "val_dataloader").metainfo["classes"]
+        classes = self.dataset(cfg, "val_dataloader").metainfo["classes"]
         return [Metric(f"{PREFIX}{name}", name, digits=2) for name in classes]
-
-    def load(self, cfg: Config, checkpoint: Path) -> nn.Module:
-        """Build the segmenter of a plain config and load a checkpoint strictly."""
-        init_default_scope("mmseg")
-        settings = copy.deepcopy(cfg.model)
-        # No download of weights that are replaced anyway.
-        settings.pop("pretrained", None)
-        settings.backbone.pop("init_cfg", None)
-        settings.backbone.pop("pretrained", None)
-        with warnings.catch_warnings():
-            # mmseg warns of defaults in its own configs.
-            warnings.simplefilter("ignore", UserWarning)
-            model = MODELS.build(settings)
-        load_weights(model, checkpoint, safe_globals=SAFE_GLOBALS)
-        return model.eval()
-
-    def forward_call(self, model: nn.Module, cfg: Config) -> Callable[[], object]:
-        """Run backbone and main head on the first validation image."""
-        batch = self._batch(model, cfg, 0)
-        return lambda: model(batch["inputs"], batch["data_samples"], mode="tensor")
-
-    def predict_call(self, model: nn.Module, cfg: Config) -> Callable[[], object]:
-        """Segment the first validation image, resizing and arg max included."""
-        batch = self._batch(model, cfg, 0)
-        return lambda: model(batch["inputs"], batch["data_samples"], mode="predict")
 
     def gallery(self, cfg: Config, models: Mapping[str, nn.Module]) -> Gallery:
         """Show images, the truth, each model's mask, and what distillation changed."""
-        dataset = self._dataset(cfg, "val_dataloader")
+        dataset = self.dataset(cfg, "val_dataloader")
         palette = dataset.metainfo["palette"]
         rows = []
         indices = spread_out(len(dataset), IMAGES)
@@ -193,24 +150,8 @@ class SegmentationDemo(DemoTask):
             legend=[*CHANGES, *classes],
         )
 
-    def _dataset(self, cfg: Config, loader: str) -> Any:
-        settings = copy.deepcopy(cfg[loader].dataset)
-        key = f"{loader} {settings}"
-        if key not in self._datasets:
-            init_default_scope("mmseg")
-            self._datasets[key] = DATASETS.build(settings)
-        return self._datasets[key]
-
-    def _batch(self, model: nn.Module, cfg: Config, index: int) -> dict[str, Any]:
-        dataset = self._dataset(cfg, "val_dataloader")
-        preprocess: Any = model.data_preprocessor
-        return preprocess(pseudo_collate([dataset[index]]), False)
-
     def _segment(self, model: nn.Module, cfg: Config, index: int) -> Labels:
-        batch = self._batch(model, cfg, index)
-        with torch.no_grad():
-            found = model(batch["inputs"], batch["data_samples"], mode="predict")[0]
-        return found.pred_sem_seg.data[0].cpu().numpy()
+        return self.predict(model, cfg, index).pred_sem_seg.data[0].cpu().numpy()
 
 
 class CamVidTable(SegmentationDemo):

@@ -6,6 +6,7 @@ _base_ = [
 ]
 model = dict(data_preprocessor={{_base_.data_preprocessor}})
 max_epochs = 12
+train_cfg = dict(max_epochs=max_epochs, val_interval=3)
 param_scheduler = [
     dict(
         type="OneCycleLR",
