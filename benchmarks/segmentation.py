@@ -126,7 +126,8 @@ def main() -> None:
     text = "\n".join([told, "", *lines])
     print(text)
     if args.write:
-        intro = "# A step of segmentation distillation\n\n    python benchmarks/segmentation.py\n\n"
+        command = f"python benchmarks/segmentation.py --batch {args.batch} --rounds {args.rounds}"
+        intro = f"# A step of segmentation distillation\n\n    {command}\n\n"
         args.write.write_text(f"{intro}{text}\n", encoding="utf-8")
 
 
