@@ -335,7 +335,7 @@ def run_demo(task: DemoTask, options: DemoOptions, console: Console) -> Path:
             )
         table = results_table(outcome)
         classes = _class_sections(task, outcome)
-        length = _length_text(jobs[0], configs[TEACHER])
+        length = _common_length(jobs, configs[TEACHER])
         summary = summary_sentence(outcome, length, options.seeds)
         notes = _notes(task, data, length, options)
         elapsed = time.monotonic() - begun
@@ -495,6 +495,12 @@ def _markdown(
         parts += [f"{section.title}:", *(each.markdown() for each in section.tables)]
         parts += [section.text] if section.text else []
     return "\n\n".join([*parts, *notes, f"    {command}"]) + "\n"
+
+
+def _common_length(jobs: Sequence[Job], cfg: Config) -> str:
+    """Say how long all were trained; the teacher's own length beside it where it is another."""
+    teacher, student = (_length_text(job, cfg) for job in (jobs[0], jobs[-1]))
+    return student if student == teacher else f"{student} (the teacher {teacher})"
 
 
 def _length_text(job: Job, cfg: Config) -> str:

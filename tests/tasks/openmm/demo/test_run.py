@@ -401,3 +401,16 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     for bad in (["--seeds", "0"], ["--jobs", "many"], ["--task", "cooking"]):
         with pytest.raises(SystemExit):
             run_cli(bad, monkeypatch)
+
+
+def test_the_teachers_length_is_said_where_it_is_another():
+    from types import SimpleNamespace
+
+    from mmengine.config import Config
+
+    from taskdistill.tasks.openmm.demo.run import _common_length
+
+    cfg = Config(dict(train_cfg=dict(max_epochs=16)))
+    teacher, student = SimpleNamespace(length=16), SimpleNamespace(length=10)
+    assert _common_length([teacher, student, student], cfg) == "10 epochs (the teacher 16 epochs)"
+    assert _common_length([teacher, teacher], cfg) == "16 epochs"
