@@ -155,7 +155,7 @@ class Distiller(nn.Module):
         tapped = [p for p in self.recipe.pairs if not p.is_output]
         self._taps = Taps(student, [*(p.student for p in tapped), *reads])
         # Names only: taps hold their model, and a copy of this module (EMA) must not copy that.
-        self._teacher_taps: dict[str, list[str]] = {}
+        self._teacher_taps: dict[str, list[str]] = {name: [] for name in self.teachers}
         self._served = self.recipe.by_teacher(self.teachers)
         self._teacher_of = {p.name: n for n, pairs in self._served.items() for p in pairs}
         for name, pairs in self._served.items():
@@ -207,16 +207,14 @@ class Distiller(nn.Module):
                 f"Pair {pair.name!r}: {loss} compares with the ground truth, which only outputs "
                 f"('{OUTPUTS}NAME') have; {pair.student!r} is a tap."
             )
-        if pair.name in self.rivals and not pair.is_output:
+        if self._is_adversarial(pair) and not pair.is_output:
             raise ConfigError(
                 f"Pair {pair.name!r}: {loss} plays on outputs ('{OUTPUTS}NAME'); {pair.student!r} "
                 "is a tap."
             )
 
-    @property
-    def rivals(self) -> dict[str, nn.Module]:
-        """The losses that play against the student, by the name of their pair."""
-        return {n: loss for n, loss in self.losses.items() if getattr(loss, "adversarial", False)}
+    def _is_adversarial(self, pair: Pair) -> bool:
+        return getattr(self.losses[pair.name], "adversarial", False)
 
     def partner_parameters(self) -> list[nn.Parameter]:
         """What is trained with the student: the adapters, and what losses learn beside it."""
@@ -225,7 +223,8 @@ class Distiller(nn.Module):
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """What is trained against the student, by an optimizer of its own."""
-        return [p for loss in self.rivals.values() for p in loss.parameters()]
+        pairs = filter(self._is_adversarial, self.recipe.pairs)
+        return [p for pair in pairs for p in self.losses[pair.name].parameters()]
 
     # -- one batch -----------------------------------------------------------------------------
 
@@ -354,7 +353,7 @@ class Distiller(nn.Module):
             extra.update(weight=region.weight[chosen], total=total)
         if "image" in takes:
             extra["image"] = context.images
-        if pair.name in self.rivals:
+        if self._is_adversarial(pair):
             self._played[pair.name] = (student.detach(), teacher.detach(), extra)
         return self.losses[pair.name](student, teacher, **extra)
 
@@ -430,7 +429,7 @@ class Distiller(nn.Module):
         return list(zip(ours, theirs, strict=True))
 
     def _parameters_of(self, pair: Pair) -> list[nn.Parameter]:
-        modules = [] if pair.name in self.rivals else [self.losses[pair.name]]
+        modules = [] if self._is_adversarial(pair) else [self.losses[pair.name]]
         if pair.name in self.adapters:
             modules.append(self.adapters[pair.name])
         return [p for module in modules for p in module.parameters() if p.requires_grad]
@@ -508,7 +507,7 @@ class Distiller(nn.Module):
         return captured, output
 
     def _prepare_critics(self, output: Any, args: tuple) -> None:
-        pairs = [p for p in self.recipe.pairs if p.name in self.rivals]
+        pairs = [p for p in self.recipe.pairs if self._is_adversarial(p)]
         found = self._outputs(output) if pairs else {}
         for pair in pairs:
             example = _lookup(found, pair.student.removeprefix(OUTPUTS), "student output")

@@ -200,8 +200,8 @@ class DistilledModel(BaseModel):
         try:
             check_finite(terms, _progress().step + 1)
         except NonFiniteLossError as error:
-            rivals = self.distiller.rivals
-            blamed = [name for name in rivals if not terms[f"kd_{name}_raw"].isfinite().all()]
+            critics = [n for n, loss in self.distiller.losses.items() if _is_adversarial(loss)]
+            blamed = [name for name in critics if not terms[f"kd_{name}_raw"].isfinite().all()]
             if not blamed:
                 raise
             raise NonFiniteLossError(
@@ -219,11 +219,16 @@ def _average_gradients(parameters: Sequence[nn.Parameter]) -> None:
                 all_reduce(parameter.grad, op="mean")
 
 
+def _is_adversarial(loss: nn.Module) -> bool:
+    return getattr(loss, "adversarial", False)
+
+
 def _gradient_norms(distiller: Distiller) -> dict[str, Tensor]:
     found = {}
-    for name, loss in distiller.rivals.items():
-        gradients = [p.grad for p in loss.parameters() if p.grad is not None]
-        found[f"gradient of critic_{name}"] = nn.utils.get_total_norm(gradients)
+    for name, loss in distiller.losses.items():
+        if _is_adversarial(loss):
+            gradients = [p.grad for p in loss.parameters() if p.grad is not None]
+            found[f"gradient of critic_{name}"] = nn.utils.get_total_norm(gradients)
     return found
 
 

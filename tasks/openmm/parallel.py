@@ -31,9 +31,10 @@ class DistilledDataParallel(MMDistributedDataParallel):
 
     def __init__(self, module: DistilledModel, **kwargs: Any) -> None:
         super().__init__(module=module, **kwargs)
-        for loss in module.distiller.rivals.values():
-            for value in loss.state_dict().values():
-                broadcast(value)
+        for loss in module.distiller.losses.values():
+            if getattr(loss, "adversarial", False):
+                for value in loss.state_dict().values():
+                    broadcast(value)
 
     def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, Tensor]:
         """One step of the student, then of the critics where the recipe has some."""
