@@ -25,6 +25,7 @@ ADAPTERS = (
     "fitnets",
     "fitnets_relu",
     "fitnets_stride",
+    "sliced",
     "resize",
     "none",
 )
@@ -53,7 +54,9 @@ class Adapter(nn.Module):
             nothing is pooled. ``"fitnets_relu"`` adds the non-linearity that the paper takes over
             from the hint layer, where that is a ReLU. ``"fitnets_stride"`` does as common code: at
             half or double size a 3x3 convolution of stride 2 or a 4x4 transposed one, which are
-            far smaller; elsewhere the paper's.
+            far smaller; elsewhere the paper's. ``"sliced"`` is a 1x1 projection made for the widest
+            student: one with fewer channels uses the part of its weights that belongs to the first
+            channels, as the sub-networks of a once-for-all network need it (Li et al. 2020).
         sizes: Height and width of the student's and of the teacher's map; the kinds of FitNets
             are made for these sizes alone.
 
@@ -106,7 +109,7 @@ class Adapter(nn.Module):
                 raise ConfigError(f"adapter={kind!r} is made for sizes=((h, w), (th, tw)).")
             self.project = _regressor(student_channels, teacher_channels, kind, *sizes)
         elif kind != "resize" and (
-            kind in ("conv1x1", "conv3x3") or student_channels != teacher_channels
+            kind in ("conv1x1", "conv3x3", "sliced") or student_channels != teacher_channels
         ):
             if dims == 4:
                 size = 3 if kind == "conv3x3" else 1
@@ -124,7 +127,7 @@ class Adapter(nn.Module):
             size = (min(h, th), min(w, tw))
             student = F.adaptive_avg_pool2d(student, size)
             teacher = F.adaptive_avg_pool2d(teacher, size)
-        student = self.project(student)
+        student = self._projected(student)
         if self._compared(student) != self._compared(teacher):
             raise ShapeError(
                 f"After the adapter the student is {tuple(student.shape)} and the teacher "
@@ -132,6 +135,21 @@ class Adapter(nn.Module):
                 + (f" adapter={self.kind!r} fits one size of input only." if self.regresses else "")
             )
         return student, teacher
+
+    def _projected(self, student: Tensor) -> Tensor:
+        project = self.project
+        if self.kind != "sliced" or not isinstance(project, (nn.Conv2d, nn.Linear)):
+            return project(student)
+        width = student.shape[1 if isinstance(project, nn.Conv2d) else -1]
+        if width > project.weight.shape[1]:
+            raise ShapeError(
+                f"adapter='sliced' was made for {project.weight.shape[1]} channels, got {width}. "
+                "Run Distiller.setup with the widest configuration of the student."
+            )
+        weight = project.weight[:, :width]
+        if isinstance(project, nn.Conv2d):
+            return F.conv2d(student, weight, project.bias)
+        return F.linear(student, weight, project.bias)
 
     def _compared(self, tensor: Tensor) -> list[int]:
         """The sizes that have to agree."""

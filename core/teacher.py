@@ -209,6 +209,7 @@ def load_weights(
     *,
     strict: bool = True,
     safe_globals: Sequence[Any] = (),
+    names: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> str:
     """Load a checkpoint's weights into a model, strictly unless told otherwise.
 
@@ -220,6 +221,8 @@ def load_weights(
         path: A local file.
         strict: Whether a missing, unexpected or misshapen entry is an error.
         safe_globals: See :func:`read_checkpoint`.
+        names: Maps the file's state dict to the model's own names, for files of other releases of
+            the same architecture.
 
     Returns:
         The file's SHA-256.
@@ -246,6 +249,8 @@ def load_weights(
     own = model.state_dict()
     if _parallel(state) and not _parallel(own):
         state = {name.removeprefix("module."): value for name, value in state.items()}
+    if names is not None:
+        state = names(state)
 
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]

@@ -75,6 +75,7 @@ from .pair_wise import PairWise, pair_wise
 from .pearson_distance import PearsonDistance, pearson_distance
 from .pixel_wise import PixelWise, pixel_wise
 from .projected_imitation import ProjectedImitation, projected_imitation
+from .reconstruction import Reconstruction, reconstruction
 from .rkd_angle import RKDAngle, rkd_angle
 from .rkd_distance import RKDDistance, rkd_distance
 from .self_attention_relations import SelfAttentionRelations, self_attention_relations
@@ -123,6 +124,7 @@ __all__ = [
     "ProjectedImitation",
     "RKDAngle",
     "RKDDistance",
+    "Reconstruction",
     "SelfAttentionRelations",
     "SimilarityPreserving",
     "SoftCrossEntropy",
@@ -168,6 +170,7 @@ __all__ = [
     "pearson_distance",
     "pixel_wise",
     "projected_imitation",
+    "reconstruction",
     "rkd_angle",
     "rkd_distance",
     "self_attention_relations",

@@ -176,6 +176,7 @@ SAMPLES: dict[str, Sample] = {
         stateless=False,
         options={"kernel": torch.linspace(-1, 1, 15, dtype=torch.float64).view(5, 3)},
     ),
+    "reconstruction": Sample(losses.Reconstruction, (3, 4, 2), positions=(4, 2), tiles=(2, 3)),
     "rkd_angle": Sample(losses.RKDAngle, (5,), positions=None, mean_over_rows=False),
     "rkd_distance": Sample(losses.RKDDistance, (5,), positions=None, mean_over_rows=False),
     "self_attention_relations": Sample(
