@@ -10,24 +10,28 @@ from mmengine.utils import is_installed
 
 from .adapter import TASK_ADAPTERS, TaskAdapter
 from .config import load_config, prepare_config
-from .hooks import DistillHook, SafeCheckpointHook
+from .hooks import DistillHook, RepeatableHook, SafeCheckpointHook
 from .model import DistilledModel
 from .optim import DistillOptimWrapperConstructor
-from .parallel import DistilledDataParallel
+from .parallel import AlternatingDataParallel, DistilledDataParallel
 from .runner import DistillRunner
 from .seeded import NumberedSampler, SeededDataset
+from .steps import TurnOptimWrapper
 
 __all__ = [
     "TASK_ADAPTERS",
+    "AlternatingDataParallel",
     "DistillHook",
     "DistillOptimWrapperConstructor",
     "DistillRunner",
     "DistilledDataParallel",
     "DistilledModel",
     "NumberedSampler",
+    "RepeatableHook",
     "SafeCheckpointHook",
     "SeededDataset",
     "TaskAdapter",
+    "TurnOptimWrapper",
     "load_config",
     "prepare_config",
 ]

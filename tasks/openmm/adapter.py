@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.registry import Registry
 from torch import Tensor, nn
@@ -17,15 +18,17 @@ from ...core.errors import ConfigError, did_you_mean
 from ...core.recipe import Recipe
 from ...core.taps import Captured
 
-__all__ = ["TASK_ADAPTERS", "TaskAdapter", "adapter_of_scope"]
+__all__ = ["TASK_ADAPTERS", "TaskAdapter", "adapter_of_scope", "task_of"]
 
 # Told where to look, the registry does not search the package by mmengine's naming rules.
 TASK_ADAPTERS = Registry("distillation task adapter", locations=["taskdistill.tasks.openmm"])
 
-# Which package serves which mm library; imported only when a config of that library is trained.
+# Which package serves which mm library, or which task by its own name (a config's `task`) where
+# the networks are ours; imported only when such a config is trained.
 _PACKAGES = {
     "mmdet": "taskdistill.tasks.detection",
     "mmseg": "taskdistill.tasks.segmentation",
+    "gan": "taskdistill.tasks.gan",
 }
 
 
@@ -74,6 +77,35 @@ class TaskAdapter(ABC):
             DataError: If annotations are absent or malformed.
         """
         return None  # not every task has something to look at
+
+    @classmethod  # noqa: B027 - most libraries train their networks without help
+    def prepare(cls, cfg: Config) -> None:
+        """Add to a config, in place, what its training needs, with or without a teacher."""
+        return None
+
+    def probe(self) -> Tensor:
+        """Return a zero batch that both networks can be tried on."""
+        return torch.zeros(1, 3, self.probe_size, self.probe_size)
+
+    def check_init(self, init: Mapping[str, Any], teachers: Mapping[str, Any]) -> None:
+        """Refuse, before training, an ``init`` that this task cannot follow.
+
+        Args:
+            init: The ``init`` of a ``distill`` entry.
+            teachers: The teachers' entries by name.
+
+        Raises:
+            ConfigError: If an option is unknown or does not go with the networks.
+        """
+        if init:
+            raise ConfigError(
+                f"distill.init={dict(init)}: this task knows no way to begin from a teacher's "
+                "weights. Leave it out, or give load_from=... in the config."
+            )
+
+    def initialise(self, init: Mapping[str, Any], teachers: Mapping[str, nn.Module]) -> None:
+        """Begin the student from its teachers; called after its own initialisation."""
+        raise NotImplementedError(type(self).__name__)
 
     @property
     def reads(self) -> Sequence[str]:
@@ -141,8 +173,14 @@ class TaskAdapter(ABC):
                 )
 
 
+def task_of(cfg: Config) -> str | None:
+    """Return what names the task of a config: its ``task``, or else its ``default_scope``."""
+    return cfg.get("task") or cfg.get("default_scope")
+
+
 def adapter_of_scope(scope: str) -> type[TaskAdapter]:
-    """Return the task adapter for an mm library, by its registry scope (``"mmdet"``).
+    """Return the task adapter for an mm library, by its registry scope (``"mmdet"``), or for one of
+    our own tasks, by its name (``"gan"``).
 
     Raises:
         ConfigError: If taskdistill has no task for it.
@@ -150,7 +188,7 @@ def adapter_of_scope(scope: str) -> type[TaskAdapter]:
     if scope not in _PACKAGES:
         raise ConfigError(
             f"taskdistill has no task for default_scope={scope!r}; it has {sorted(_PACKAGES)}. "
-            "Set default_scope in the config (mm's own configs do)."
+            "Set default_scope in the config (mm's own configs do), or task='gan'."
         )
     importlib.import_module(_PACKAGES[scope])
     adapter = TASK_ADAPTERS.get(scope)

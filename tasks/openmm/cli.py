@@ -11,7 +11,7 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 
 from ...core.errors import CheckpointError, ConfigError, DistillError
-from .adapter import adapter_of_scope
+from .adapter import adapter_of_scope, task_of
 from .config import load_config, plain_config, prepare_config
 from .runner import build_runner, latest_checkpoint
 
@@ -147,6 +147,6 @@ def _use_amp(cfg: Config) -> None:
 
 def _task_checks(cfg: Config) -> None:
     """Let the task look at the data before anything is built."""
-    scope = cfg.get("default_scope")
-    if scope is not None:
-        adapter_of_scope(scope).check_data(cfg)
+    task = task_of(cfg)
+    if task is not None:
+        adapter_of_scope(task).check_data(cfg)

@@ -11,9 +11,10 @@ from mmengine.config import Config, ConfigDict
 
 from ...core.errors import ConfigError, did_you_mean
 from ...core.recipe import resolve_loss
+from .adapter import adapter_of_scope, task_of
 from .optim import CRITIC, STUDENT
 
-__all__ = ["critic_options", "load_config", "plain_config", "prepare_config"]
+__all__ = ["critic_options", "load_config", "plain_config", "prepare_config", "seed_data"]
 
 # What the authors of the holistic term train its discriminator with; their code multiplies its loss
 # by 0.1 as well, which configs/segmentation/structured reproduces by a tenth of the learning rate.
@@ -49,7 +50,7 @@ def plain_config(cfg: Config) -> Config:
     plain = copy.deepcopy(cfg)
     plain.pop("distill", None)
     imports = plain.get("custom_imports")
-    if imports:
+    if imports and not plain.get("task"):  # where the networks are ours, they stay
         # Reading the config has imported these; the deployed model must not need us.
         names = [imports.imports] if isinstance(imports.imports, str) else list(imports.imports)
         kept = [name for name in names if name.split(".")[0] != "taskdistill"]
@@ -122,6 +123,16 @@ def _add_critic(cfg: Config) -> None:
     cfg.param_scheduler = ConfigDict({STUDENT: theirs, CRITIC: ours})
 
 
+def seed_data(cfg: Config) -> None:
+    """Make the training data of a config, in place, repeat itself sample by sample."""
+    loader = cfg.get("train_dataloader")
+    if loader and loader.dataset.get("type") != "SeededDataset":
+        loader.dataset = ConfigDict(type="SeededDataset", dataset=loader.dataset)
+        loop = cfg.get("train_cfg") or {}
+        if loop.get("type") == "IterBasedTrainLoop" or loop.get("by_epoch") is False:
+            loader.sampler = ConfigDict(type="NumberedSampler", sampler=loader.sampler)
+
+
 def prepare_config(cfg: Config) -> Config:
     """Wrap the student of a config that has ``distill``; leave any other as it is.
 
@@ -137,10 +148,12 @@ def prepare_config(cfg: Config) -> Config:
     checkpoint = hooks.get("checkpoint")
     if checkpoint and checkpoint.get("type") == "CheckpointHook":
         checkpoint.type = "SafeCheckpointHook"
+    task = task_of(cfg)
+    if task is not None:
+        adapter_of_scope(task).prepare(cfg)
     if cfg.get("distill") is None:
         return cfg
-    scope = cfg.get("default_scope")
-    if scope is None:
+    if task is None:
         raise ConfigError("The config has no default_scope; inherit an mm config, which sets it.")
     if "optim_wrapper" not in cfg:
         raise ConfigError("The config has no optim_wrapper; inherit one of mm's schedules.")
@@ -149,19 +162,14 @@ def prepare_config(cfg: Config) -> Config:
     if preprocessor is not None:
         cfg.model.setdefault("data_preprocessor", preprocessor)
     cfg.model = ConfigDict(
-        type="DistilledModel", student=cfg.model, distill=cfg.distill, scope=scope
+        type="DistilledModel", student=cfg.model, distill=cfg.distill, scope=task
     )
     wrapper = cfg.optim_wrapper
     wrapper.student_constructor = wrapper.get("constructor", "DefaultOptimWrapperConstructor")
     wrapper.constructor = "DistillOptimWrapperConstructor"
     if _has_critic(cfg.distill):
         _add_critic(cfg)
-    loader = cfg.get("train_dataloader")
-    if loader:
-        loader.dataset = ConfigDict(type="SeededDataset", dataset=loader.dataset)
-        loop = cfg.get("train_cfg") or {}
-        if loop.get("type") == "IterBasedTrainLoop" or loop.get("by_epoch") is False:
-            loader.sampler = ConfigDict(type="NumberedSampler", sampler=loader.sampler)
+    seed_data(cfg)
     cfg.custom_hooks = [
         *(cfg.get("custom_hooks") or []),
         ConfigDict(type="DistillHook", student_config=student_config),

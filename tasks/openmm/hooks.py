@@ -21,7 +21,7 @@ from .model import DistilledModel
 from .runner import latest_checkpoint
 from .seeded import SeededDataset
 
-__all__ = ["SIDE_ENTRY", "DistillHook", "SafeCheckpointHook"]
+__all__ = ["SIDE_ENTRY", "DistillHook", "RepeatableHook", "SafeCheckpointHook"]
 
 SIDE_ENTRY = "distill"
 """Key of a checkpoint under which everything lies that the deployable student does not need."""
@@ -32,32 +32,10 @@ def _distilled(runner: Any) -> DistilledModel:
 
 
 @HOOKS.register_module()
-class DistillHook(Hook):
-    """Keep what distillation adds to a run: in the checkpoint, beside the student.
-
-    The side entry ``distill`` holds the adapters' weights and each teacher's source and SHA-256.
-    The config stored in the checkpoint (``meta.cfg``) is the student's plain
-    one, which is also written as ``student_config.py``, so that ``init_detector`` and the like
-    work from the file alone.
-
-    Args:
-        student_config: The student's plain config as text.
-    """
+class RepeatableHook(Hook):
+    """Make a run repeat itself: every step and every sample begins from a seed of its own."""
 
     priority = "VERY_HIGH"
-
-    def __init__(self, student_config: str) -> None:
-        self.student_config = student_config
-
-    def before_run(self, runner: Any) -> None:
-        """Write the student's own config beside the run's."""
-        self._write_student_config(runner)
-
-    @master_only
-    def _write_student_config(self, runner: Any) -> None:
-        path = os.path.join(runner.work_dir, "student_config.py")
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(self.student_config)
 
     def before_train(self, runner: Any) -> None:
         """Tell the model how long an epoch is, and seed the data."""
@@ -84,6 +62,33 @@ class DistillHook(Hook):
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
+
+
+@HOOKS.register_module()
+class DistillHook(RepeatableHook):
+    """Keep what distillation adds to a run: in the checkpoint, beside the student.
+
+    The side entry ``distill`` holds the adapters' weights and each teacher's source and SHA-256.
+    The config stored in the checkpoint (``meta.cfg``) is the student's plain
+    one, which is also written as ``student_config.py``, so that ``init_detector`` and the like
+    work from the file alone.
+
+    Args:
+        student_config: The student's plain config as text.
+    """
+
+    def __init__(self, student_config: str) -> None:
+        self.student_config = student_config
+
+    def before_run(self, runner: Any) -> None:
+        """Write the student's own config beside the run's."""
+        self._write_student_config(runner)
+
+    @master_only
+    def _write_student_config(self, runner: Any) -> None:
+        path = os.path.join(runner.work_dir, "student_config.py")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(self.student_config)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Add the side entry."""

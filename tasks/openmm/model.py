@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce, get_world_size
-from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
@@ -15,14 +13,15 @@ from torch import Tensor, nn
 
 from ...core.distiller import Distiller, check_finite
 from ...core.errors import ConfigError, NonFiniteLossError, did_you_mean
-from ...core.recipe import Progress, Recipe
+from ...core.recipe import Recipe
 from .adapter import adapter_of_scope
 from .optim import CRITIC, STUDENT, AlternatingOptimWrapper
+from .steps import average_gradients, gradient_norm, training_progress
 from .teacher import build_teacher
 
 __all__ = ["DistilledModel"]
 
-_OPTIONS = ("teacher", "teachers", "pairs", "unit", "stages", "probe_size", "critic")
+_OPTIONS = ("teacher", "teachers", "pairs", "unit", "stages", "probe_size", "critic", "init")
 
 
 @MODELS.register_module()
@@ -38,10 +37,11 @@ class DistilledModel(BaseModel):
         student: The student's own model config.
         distill: ``teacher`` (or ``teachers``, by name), ``pairs``, and optionally ``unit``,
             ``stages``, ``probe_size`` (height and width in pixels of the zero image from which
-            adapters take their shapes; 128 by default) and ``critic`` (see
+            adapters take their shapes; 128 by default), ``critic`` (see
             :func:`.config.critic_options`; read when the
-            optimizers are made).
-        scope: Registry scope that decides the task.
+            optimizers are made) and ``init`` (how the student begins from its teacher, where the
+            task knows a way: see :meth:`.TaskAdapter.initialise`).
+        scope: Registry scope, or name of the task, that decides the task.
 
     Raises:
         ConfigError, TapError, TeacherError, CheckpointError, ShapeError: If student, teacher and
@@ -91,8 +91,10 @@ class DistilledModel(BaseModel):
         self.distiller.setup(
             self.task.forward(module),
             lambda name: self.task.forward(teachers[name].model),
-            torch.zeros(1, 3, size, size),
+            self.task.probe(),
         )
+        self._init: Mapping[str, Any] = distill.get("init") or {}
+        self.task.check_init(self._init, configs)
         if distill.get("critic") and not self.distiller.critic_parameters():
             raise ConfigError(
                 "distill.critic says how a discriminator is trained, but no pair has one; add "
@@ -101,6 +103,7 @@ class DistilledModel(BaseModel):
         # The critics learn by a backward pass of their own, which data-parallel training of the
         # student must neither wait for nor count as missing; `critic_step` averages for them.
         critics = {id(p) for p in self.distiller.critic_parameters()}
+        critics |= {id(p) for p in getattr(module, "adversary_parameters", list)()}
         self._ddp_params_and_buffers_to_ignore = [
             name for name, p in self.named_parameters() if id(p) in critics
         ]
@@ -118,8 +121,12 @@ class DistilledModel(BaseModel):
             return getattr(super().__getattr__("student"), name)
 
     def init_weights(self) -> None:
-        """Initialise the student; the teacher is loaded already."""
+        """Initialise the student, from its teacher where ``init`` asks for it."""
         self.student.init_weights()
+        if self._init:
+            self.task.initialise(
+                self._init, {name: t.model for name, t in self.distiller.teachers.items()}
+            )
 
     def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor") -> Any:
         """Run the student; in ``mode="loss"`` ask the teachers too and add their terms."""
@@ -135,7 +142,7 @@ class DistilledModel(BaseModel):
             captured[name], raw = self.distiller.ask(name, inputs, forward=forward, **extra)
             if name in self.task.teachers:
                 asked[name] = raw
-        recipe, progress = self.distiller.recipe, _progress()
+        recipe, progress = self.distiller.recipe, training_progress()
         context = self.task.context(seen, asked, data_samples, recipe.outputs, recipe.regions)
         context.images = inputs
         terms = self.distiller.terms(seen, captured, context, progress)
@@ -150,6 +157,8 @@ class DistilledModel(BaseModel):
 
     def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, Tensor]:
         """One step of the student, then of the critics where the recipe has some."""
+        if (alternate := getattr(self.student, "alternate", None)) is not None:
+            return alternate(self, data, optim_wrapper)
         if not isinstance(optim_wrapper, AlternatingOptimWrapper):
             return super().train_step(data, optim_wrapper)
         figures = super().train_step(data, optim_wrapper[STUDENT])
@@ -175,7 +184,7 @@ class DistilledModel(BaseModel):
             found = self.distiller.critic_losses()
             if not found:  # every adversarial pair is off
                 return {}
-            step = _progress().step + 1
+            step = training_progress().step + 1
             losses = {f"loss_critic_{name}": values.pop("loss") for name, values in found.items()}
             figures = dict(losses)
             for name, values in found.items():
@@ -183,7 +192,7 @@ class DistilledModel(BaseModel):
             check_finite(losses, step)
             optim_wrapper.backward(optim_wrapper.scale_loss(torch.stack([*losses.values()]).sum()))
             if optim_wrapper.should_update():
-                _average_gradients(parameters)
+                average_gradients(parameters)
                 check_finite(_gradient_norms(self.distiller), step)
                 optim_wrapper.step()
                 optim_wrapper.zero_grad()
@@ -198,7 +207,7 @@ class DistilledModel(BaseModel):
         total, log_vars = super().parse_losses(losses)  # type: ignore[arg-type]
         terms = {name: value for name, value in log_vars.items() if name != "loss"}
         try:
-            check_finite(terms, _progress().step + 1)
+            check_finite(terms, training_progress().step + 1)
         except NonFiniteLossError as error:
             critics = [n for n, loss in self.distiller.losses.items() if _is_adversarial(loss)]
             blamed = [name for name in critics if not terms[f"kd_{name}_raw"].isfinite().all()]
@@ -211,14 +220,6 @@ class DistilledModel(BaseModel):
         return total, log_vars
 
 
-def _average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Take the mean of the critics' gradients over processes; there are few, so one by one."""
-    if get_world_size() > 1:
-        for parameter in parameters:
-            if parameter.grad is not None:
-                all_reduce(parameter.grad, op="mean")
-
-
 def _is_adversarial(loss: nn.Module) -> bool:
     return getattr(loss, "adversarial", False)
 
@@ -227,8 +228,7 @@ def _gradient_norms(distiller: Distiller) -> dict[str, Tensor]:
     found = {}
     for name, loss in distiller.losses.items():
         if _is_adversarial(loss):
-            gradients = [p.grad for p in loss.parameters() if p.grad is not None]
-            found[f"gradient of critic_{name}"] = nn.utils.get_total_norm(gradients)
+            found[f"gradient of critic_{name}"] = gradient_norm(loss.parameters())
     return found
 
 
@@ -248,17 +248,6 @@ def _teacher_configs(distill: Mapping[str, Any]) -> Mapping[str, Mapping[str, An
             "teachers=dict(NAME=dict(...), ...)."
         )
     return distill["teachers"] if "teachers" in distill else {"teacher": distill["teacher"]}
-
-
-def _progress() -> Progress:
-    """Where training stands, from what mmengine's RuntimeInfoHook keeps."""
-    hub = MessageHub.get_current_instance()
-    step = int(hub.get_info("iter", 0) or 0)
-    epoch = float(hub.get_info("epoch", 0) or 0)
-    length = hub.get_info("distill_epoch_length")
-    if length:
-        epoch = step / length
-    return Progress(step, epoch)
 
 
 def _scale(value: Any, weight: float) -> Any:

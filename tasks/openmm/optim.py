@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
+
+from .steps import TurnOptimWrapper
 
 __all__ = [
     "CRITIC",
@@ -45,7 +47,7 @@ class DistillOptimWrapperConstructor:
         self.critic = self.optim_wrapper_cfg.pop("critic", None)
         self.paramwise_cfg = paramwise_cfg
 
-    def __call__(self, model: nn.Module) -> OptimWrapper:
+    def __call__(self, model: nn.Module) -> OptimWrapper | TurnOptimWrapper:
         """Build the optimizer wrapper for a (possibly data-parallel) distilled model."""
         inner: Any = getattr(model, "module", model)
         build = OPTIM_WRAPPER_CONSTRUCTORS.build(
@@ -55,9 +57,11 @@ class DistillOptimWrapperConstructor:
                 paramwise_cfg=self.paramwise_cfg,
             )
         )
-        wrapper: OptimWrapper = build(inner.student)
+        wrapper: OptimWrapper | TurnOptimWrapper = build(inner.student)
+        # A student that plays a game of its own (a GAN) has several optimizers already.
+        own = wrapper[wrapper.main] if isinstance(wrapper, TurnOptimWrapper) else wrapper
         if adapters := inner.distiller.partner_parameters():
-            wrapper.optimizer.add_param_group({"params": adapters})
+            own.optimizer.add_param_group({"params": adapters})
         if self.critic is None:
             return wrapper
         settings = dict(self.critic)
@@ -66,13 +70,11 @@ class DistillOptimWrapperConstructor:
         optimizer = OPTIMIZERS.build({"params": parameters, **settings.pop("optimizer")})
         settings.setdefault("type", "OptimWrapper")
         critic = OPTIM_WRAPPERS.build({"optimizer": optimizer, **settings})
-        return AlternatingOptimWrapper(wrapper, critic, steps)
+        return AlternatingOptimWrapper(own, critic, steps)
 
 
-class AlternatingOptimWrapper(OptimWrapperDict):
+class AlternatingOptimWrapper(TurnOptimWrapper):
     """The student's optimizer and the critics', stepped in turn by the model's ``train_step``.
-
-    The log calls the student's learning rate what it is called in plain training.
 
     Args:
         student: Steps once for a batch (or where gradients are accumulated, for several).
@@ -81,18 +83,8 @@ class AlternatingOptimWrapper(OptimWrapperDict):
     """
 
     def __init__(self, student: OptimWrapper, critic: OptimWrapper, critic_steps: int = 1) -> None:
-        super().__init__(**{STUDENT: student, CRITIC: critic})
+        super().__init__(STUDENT, {STUDENT: student, CRITIC: critic}, {CRITIC: critic_steps})
         self.critic_steps = critic_steps
-
-    def initialize_count_status(self, model: nn.Module, cur_iter: int, max_iters: int) -> None:
-        """Tell both where training stands: accumulated gradients are counted by each."""
-        for name, times in ((STUDENT, 1), (CRITIC, self.critic_steps)):
-            self[name].initialize_count_status(model, times * cur_iter, times * max_iters)
-
-    def get_lr(self) -> dict[str, list[float]]:
-        """The learning rates: ``lr`` and ``base_lr`` of the student, ``critic.lr``."""
-        found = super().get_lr()
-        return {name.removeprefix(f"{STUDENT}."): value for name, value in found.items()}
 
 
 @OPTIM_WRAPPERS.register_module()

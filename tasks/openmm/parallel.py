@@ -7,12 +7,33 @@ from typing import Any
 from mmengine.dist import broadcast
 from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import MODEL_WRAPPERS
-from torch import Tensor
+from torch import Tensor, nn
 
 from .model import DistilledModel
 from .optim import CRITIC, STUDENT, AlternatingOptimWrapper
 
-__all__ = ["DistilledDataParallel"]
+__all__ = ["AlternatingDataParallel", "DistilledDataParallel"]
+
+
+@MODEL_WRAPPERS.register_module()
+class AlternatingDataParallel(MMDistributedDataParallel):
+    """mmengine's wrapper for a model whose players step in turn (``alternate``).
+
+    The adversaries are outside the buckets; the model averages their gradients by itself.
+
+    Args:
+        module: The model.
+        **kwargs: As for ``MMDistributedDataParallel``.
+    """
+
+    module: Any
+
+    def __init__(self, module: nn.Module, **kwargs: Any) -> None:
+        super().__init__(module=module, **kwargs)
+
+    def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, Tensor]:
+        """One turn of every player."""
+        return self.module.alternate(self, data, optim_wrapper)
 
 
 @MODEL_WRAPPERS.register_module()
@@ -38,6 +59,8 @@ class DistilledDataParallel(MMDistributedDataParallel):
 
     def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, Tensor]:
         """One step of the student, then of the critics where the recipe has some."""
+        if (alternate := getattr(self.module.student, "alternate", None)) is not None:
+            return alternate(self, data, optim_wrapper)
         if not isinstance(optim_wrapper, AlternatingOptimWrapper):
             return super().train_step(data, optim_wrapper)
         figures = super().train_step(data, optim_wrapper[STUDENT])

@@ -18,7 +18,7 @@ from torch import nn
 
 from ...core.errors import CheckpointError
 from .model import DistilledModel
-from .parallel import DistilledDataParallel
+from .parallel import AlternatingDataParallel, DistilledDataParallel
 from .teacher import SAFE_GLOBALS, read_mm_checkpoint
 
 __all__ = ["DistillRunner", "latest_checkpoint"]
@@ -47,10 +47,10 @@ class DistillRunner(Runner):
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wrap the model for data-parallel training."""
-        distilled = isinstance(model, DistilledModel)
-        if self.distributed and distilled and model_wrapper_cfg is None:
+        ours = _parallel_type(model)
+        if self.distributed and ours is not None and model_wrapper_cfg is None:
             model_wrapper_cfg = dict(
-                type="DistilledDataParallel",
+                type=ours.__name__,
                 broadcast_buffers=False,
                 find_unused_parameters=self.cfg.get("find_unused_parameters", False),
             )
@@ -60,7 +60,7 @@ class DistillRunner(Runner):
         options.pop("type", None)
         options.setdefault("broadcast_buffers", False)
         options.setdefault("find_unused_parameters", self.cfg.get("find_unused_parameters", False))
-        wrapper = DistilledDataParallel if distilled else MMDistributedDataParallel
+        wrapper = ours or MMDistributedDataParallel
         return wrapper(module=model, **options)  # type: ignore[arg-type]
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> Any:
@@ -91,6 +91,13 @@ class DistillRunner(Runner):
         finally:
             if is_main_process() and os.path.isfile(source):
                 os.remove(source)
+
+
+def _parallel_type(model: nn.Module) -> type[MMDistributedDataParallel] | None:
+    """Our wrapper of a model whose steps mmengine's does not know, ``None`` for any other."""
+    if isinstance(model, DistilledModel):
+        return DistilledDataParallel
+    return AlternatingDataParallel if hasattr(model, "alternate") else None
 
 
 def latest_checkpoint(work_dir: str) -> str | None:

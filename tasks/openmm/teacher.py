@@ -176,6 +176,7 @@ def build_teacher(config: Mapping[str, Any], student: nn.Module, name: str) -> F
         _local_checkpoint(checkpoint),
         strict=config.get("strict", True),
         safe_globals=SAFE_GLOBALS,
+        names=getattr(model, "checkpoint_names", None),
     )
     ours, theirs = (getattr(m, "data_preprocessor", None) for m in (student, model))
     preprocess = None

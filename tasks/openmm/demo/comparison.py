@@ -15,17 +15,19 @@ TEACHER, ALONE = "teacher", "alone"
 
 @dataclass(frozen=True)
 class Metric:
-    """A validation figure, higher is better.
+    """A validation figure.
 
     Attributes:
         key: Its name in mmengine's log.
         label: Its name in the table.
         digits: Digits after the point.
+        lower_is_better: Whether it is a distance or an error; otherwise higher is better.
     """
 
     key: str
     label: str
     digits: int = 3
+    lower_is_better: bool = False
 
     def text(self, *values: float) -> str:
         """Return the mean of one figure a seed, with its spread where there are several.
@@ -44,7 +46,7 @@ class Role:
     Attributes:
         name: Its name in files, folders and names of runs.
         label: Its name in tables and diagrams.
-        config: Name of its config file.
+        config: Name of its config file; empty where training makes the config.
         colour: Colour of its curves.
         style: Line style of its curves, as matplotlib has them.
     """
@@ -61,11 +63,12 @@ class Role:
         return self.name not in (TEACHER, ALONE)
 
 
-def make_roles(variants: Mapping[str, str]) -> list[Role]:
+def make_roles(variants: Mapping[str, str], derived: Mapping[str, str] | None = None) -> list[Role]:
     """Return the roles of a comparison, in the order of its tables.
 
     Args:
         variants: Label of each distilled variant by its name; its config is ``NAME.py``.
+        derived: Likewise, of variants whose network and config are made by training others.
 
     Returns:
         The teacher, the student alone, and the variants.
@@ -83,7 +86,8 @@ def make_roles(variants: Mapping[str, str]) -> list[Role]:
         Role(TEACHER, "teacher", "teacher.py", page.TEACHER_COLOUR),
         Role(ALONE, "student alone", "student.py", page.ALONE_COLOUR),
     ]
-    for index, (name, label) in enumerate(variants.items()):
+    derived = derived or {}
+    for index, (name, label) in enumerate({**variants, **derived}.items()):
         if name in (TEACHER, ALONE, "student") or not name.isidentifier():
             raise ConfigError(
                 f"{name!r} cannot be the name of a distilled variant: expected letters, digits and "
@@ -93,7 +97,8 @@ def make_roles(variants: Mapping[str, str]) -> list[Role]:
             raise ConfigError(f"The label {label!r} occurs twice; give {name!r} one of its own.")
         turn, colour = divmod(index, len(page.VARIANT_COLOURS))
         style = page.LINE_STYLES[turn % len(page.LINE_STYLES)]
-        roles.append(Role(name, label, f"{name}.py", page.VARIANT_COLOURS[colour], style))
+        config = "" if name in derived else f"{name}.py"
+        roles.append(Role(name, label, config, page.VARIANT_COLOURS[colour], style))
     return roles
 
 
@@ -135,15 +140,19 @@ class Outcome:
 
     def gap(self, role: str, metric: Metric) -> float | None:
         """Return the share of the gap a variant recovers, from the means over the seeds."""
-        return gap_recovered(*(self.mean(name, metric) for name in (TEACHER, ALONE, role)))
+        figures = (self.mean(name, metric) for name in (TEACHER, ALONE, role))
+        return gap_recovered(*figures, lower_is_better=metric.lower_is_better)
 
     @property
     def best(self) -> Role:
-        """The variant with the highest mean of the first metric; of equal ones, the first."""
+        """The variant with the best mean of the first metric; of equal ones, the first."""
+        metric = self.metrics[0]
 
         def score(role: Role) -> float:
-            mean = self.mean(role.name, self.metrics[0])
-            return -math.inf if math.isnan(mean) else mean
+            mean = self.mean(role.name, metric)
+            if math.isnan(mean):
+                return -math.inf
+            return -mean if metric.lower_is_better else mean
 
         return max(self.variants, key=score)
 
@@ -243,7 +252,8 @@ def seeds_table(outcome: Outcome) -> page.Table:
         columns.append("gap recovered")
         teacher = outcome.mean(TEACHER, metric)
         for row, alone, distilled in zip(rows, *figures, strict=True):
-            row.append(percent(gap_recovered(teacher, alone, distilled)))
+            gap = gap_recovered(teacher, alone, distilled, metric.lower_is_better)
+            row.append(percent(gap))
     return page.Table(["seed", *columns], rows)
 
 

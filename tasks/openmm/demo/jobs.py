@@ -50,6 +50,7 @@ class Job:
         evaluate: Command line that validates the finished checkpoint. Used where the run was
             interrupted between its last checkpoint and its last validation.
         role: What the run stands for in a comparison; runs of one role differ by their seed.
+        after: Names of the runs whose time is part of what this one's model cost.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Job:
     effort: float = 1.0
     evaluate: tuple[str, ...] = ()
     role: str = ""
+    after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

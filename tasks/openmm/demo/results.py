@@ -154,16 +154,19 @@ class Spread:
         return mean if self.deviation is None else f"{mean} ± {self.deviation:.{digits}f}"
 
 
-def gap_recovered(teacher: float, alone: float, distilled: float) -> float | None:
+def gap_recovered(
+    teacher: float, alone: float, distilled: float, lower_is_better: bool = False
+) -> float | None:
     """Return the share of the distance from student to teacher that distillation covers.
 
     ``(distilled - alone) / (teacher - alone)``: 0 is no gain, 1 is as good as the teacher; below 0
     distillation did harm.
 
     Args:
-        teacher: Figure of the teacher, higher is better.
+        teacher: Figure of the teacher.
         alone: Figure of the student trained without the teacher.
         distilled: Figure of the student trained with it.
+        lower_is_better: Whether the figure is a distance or an error.
 
     Returns:
         The share, or ``None`` where it has no meaning: the teacher is no better than the student
@@ -174,8 +177,11 @@ def gap_recovered(teacher: float, alone: float, distilled: float) -> float | Non
         0.25
         >>> gap_recovered(0.2, 0.2, 0.3) is None
         True
+        >>> gap_recovered(20.0, 60.0, 30.0, lower_is_better=True)
+        0.75
     """
-    if not all(map(math.isfinite, (teacher, alone, distilled))) or teacher <= alone:
+    finite = all(map(math.isfinite, (teacher, alone, distilled)))
+    if not finite or (teacher >= alone if lower_is_better else teacher <= alone):
         return None
     # Rounded, because figures with three digits leave noise in the sixteenth.
     return round((distilled - alone) / (teacher - alone), 6)

@@ -25,7 +25,8 @@ from rich.text import Text
 from torch import nn
 
 from ....core.errors import ConfigError
-from ..config import load_config
+from ..config import load_config, plain_config
+from ..cost import available_cores, count_macs, count_parameters, median_latency
 from . import report as page
 from .comparison import (
     ALONE,
@@ -39,7 +40,6 @@ from .comparison import (
     seeds_table,
     summary_sentence,
 )
-from .cost import available_cores, count_macs, count_parameters, median_latency
 from .files import exclusive, write_json, write_text
 from .jobs import EVALUATION_DIR, IDENTITY_FILE, Job, JobQueue, Result, clock
 from .progress import Progress
@@ -54,8 +54,7 @@ _CLOSING = 20.0
 
 class DemoTask(ABC):
     """What is particular to a task. Its configs are ``teacher.py``, ``student.py`` and one for each
-    distilled variant, in ``configs/<folder>``; the student in a variant is the network of
-    ``student.py``.
+    distilled variant, in ``configs/<folder>``.
 
     Attributes:
         name: Name on the command line.
@@ -66,6 +65,8 @@ class DemoTask(ABC):
         latency_note: What one timed call takes in.
         variants: Label of each distilled variant by its name, an identifier; its config is
             ``NAME.py``. With several, the report compares them and names the best.
+        derived: Label, by name, of each further variant whose network comes out of other runs (a
+            search); :meth:`further_jobs` makes them.
         class_figure: What :meth:`class_metrics` are, for the heading of their table.
     """
 
@@ -76,7 +77,25 @@ class DemoTask(ABC):
     packages: ClassVar[Sequence[str]]
     latency_note: ClassVar[str]
     variants: ClassVar[Mapping[str, str]] = {"distilled": "student distilled"}
+    derived: ClassVar[Mapping[str, str]] = {}
     class_figure: ClassVar[str] = "Validation figure"
+
+    def further_jobs(
+        self, folder: Path, configs: Mapping[str, Config], jobs: Sequence[Job], options: DemoOptions
+    ) -> list[Job]:
+        """Return the runs behind the derived variants; none by default.
+
+        Args:
+            folder: Folder of the configs.
+            configs: The configs by role.
+            jobs: The runs of teacher, student alone and the distilled variants.
+            options: The user's choices.
+        """
+        return []
+
+    def derived_config(self, role: str, job: Job) -> Config:
+        """Return the plain config of the network that a derived variant's run left behind."""
+        raise NotImplementedError(f"{type(self).__name__} has no derived variants")
 
     def class_metrics(self, cfg: Config) -> Sequence[Metric]:
         """Return further validation figures, one a class, labelled with its name; none by default.
@@ -93,6 +112,18 @@ class DemoTask(ABC):
     @abstractmethod
     def load(self, cfg: Config, checkpoint: Path) -> nn.Module:
         """Build the plain model of ``cfg`` on the CPU and load ``checkpoint`` strictly."""
+
+    def deployed(self, model: nn.Module) -> nn.Module:
+        """Return the part of a model that is deployed, whose parameters count; by default all."""
+        return model
+
+    def further_sections(self, jobs: Sequence[Job]) -> list[page.Section]:
+        """Return sections of the report that this task alone has; none by default.
+
+        Args:
+            jobs: All runs; they are over.
+        """
+        return []
 
     @abstractmethod
     def forward_call(self, model: nn.Module, cfg: Config) -> Callable[[], object]:
@@ -236,7 +267,6 @@ def plan(configs: Mapping[str, Config], options: DemoOptions, metric: str) -> li
         work_dir = options.work_dir / name
         checkpoint = work_dir / f"{unit}_{length}.pth"
         arguments = [option_text(key, value) for key, value in (changes | links).items()]
-        plain = configs[TEACHER if role == TEACHER else ALONE]
         job = Job(
             name=name,
             command=(
@@ -256,7 +286,7 @@ def plan(configs: Mapping[str, Config], options: DemoOptions, metric: str) -> li
             evaluate=(
                 sys.executable,
                 str(tools / "test.py"),
-                str(plain.filename),
+                str(cfg.filename),
                 str(checkpoint),
                 *("--work-dir", str(work_dir / EVALUATION_DIR)),
             ),
@@ -296,10 +326,12 @@ def run_demo(task: DemoTask, options: DemoOptions, console: Console) -> Path:
         KeyboardInterrupt: The user stopped it; the training processes have ended.
     """
     begun = time.monotonic()
-    roles = make_roles(task.variants)
-    configs = load_configs(options.root / "configs" / task.folder, roles)
+    roles = make_roles(task.variants, task.derived)
+    folder = options.root / "configs" / task.folder
+    configs = load_configs(folder, [role for role in roles if role.config])
     main = task.metrics[0]
     jobs = plan(configs, options, main.key)
+    jobs += task.further_jobs(folder, configs, jobs, options)
     cores = available_cores()
     with exclusive(options.work_dir) as lock:
         if options.fresh:
@@ -320,10 +352,10 @@ def run_demo(task: DemoTask, options: DemoOptions, console: Console) -> Path:
             )
             results = queue.run()
             progress.note("Comparing the models.")
-            # Every variant is the plain student with other weights.
-            plain = {role.name: configs[ALONE] for role in roles} | {TEACHER: configs[TEACHER]}
             # Seed 0 stands for them all: reversed, it is the one that stays.
-            first = {job.role: results[job.name] for job in reversed(jobs)}
+            first = {job.role: job for job in reversed(jobs)}
+            plain = {name: plain_config(cfg) for name, cfg in configs.items()}
+            plain |= {name: task.derived_config(name, first[name]) for name in task.derived}
             models = {
                 role.name: task.load(plain[role.name], first[role.name].checkpoint)
                 for role in roles
@@ -347,6 +379,7 @@ def run_demo(task: DemoTask, options: DemoOptions, console: Console) -> Path:
             sections=[
                 page.Section("What the models see", gallery=gallery),
                 *classes,
+                *task.further_sections(jobs),
                 *_sections(task, options, configs, jobs, results, outcome, elapsed),
             ],
         )
@@ -435,7 +468,7 @@ def measure(
             role: {m.key: [results[job.name].metrics[m.key] for job in own] for m in task.metrics}
             for role, own in runs.items()
         },
-        parameters={role: count_parameters(model) for role, model in models.items()},
+        parameters={role: count_parameters(task.deployed(model)) for role, model in models.items()},
         macs={
             role: count_macs(task.forward_call(model, configs[role]))
             for role, model in models.items()
@@ -444,7 +477,8 @@ def measure(
             {role: task.predict_call(model, configs[role]) for role, model in models.items()}
         ),
         seconds={
-            role: fmean(results[job.name].seconds for job in own) for role, own in runs.items()
+            role: fmean(sum(results[n].seconds for n in (job.name, *job.after)) for job in own)
+            for role, own in runs.items()
         },
         class_metrics=classes,
         class_scores={
@@ -499,7 +533,8 @@ def _markdown(
 
 def _common_length(jobs: Sequence[Job], cfg: Config) -> str:
     """Say how long all were trained; the teacher's own length beside it where it is another."""
-    teacher, student = (_length_text(job, cfg) for job in (jobs[0], jobs[-1]))
+    alone = next(job for job in jobs if job.role == ALONE)
+    teacher, student = (_length_text(job, cfg) for job in (jobs[0], alone))
     return student if student == teacher else f"{student} (the teacher {teacher})"
 
 
@@ -541,7 +576,7 @@ def _notes(task: DemoTask, data: str, length: str, options: DemoOptions) -> list
         )
     if len(task.variants) > 1:
         notes += [
-            f"The best variant is the one with the highest mean {main} on these validation images: "
+            f"The best variant is the one with the best mean {main} on these validation images: "
             f"picked afterwards among {len(task.variants)}, so its lead is somewhat flattered.",
             "Time: that of training, relative to the student alone, means over the seeds. Runs "
             "went side by side and shared the cores, so it is rough.",
@@ -560,7 +595,7 @@ def _sections(
 ) -> list[page.Section]:
     logs = {job.name: read_log(job.work_dir) for job in jobs}
     roles = {role.name: role for role in outcome.roles}
-    compared = [(job, roles[job.role]) for job in jobs]
+    compared = [(job, roles[job.role]) for job in jobs if job.role in roles]
     sections = [
         _validation_section(task, compared, configs, results, logs),
         _loss_section(compared, logs),
@@ -579,10 +614,12 @@ def _sections(
     listings = [
         page.Listing(f"Config {role.config}", _source(configs[name]))
         for name, role in roles.items()
+        if role.config
     ]
     listings += [
         page.Listing(f"Config {role.config}, with all it inherits", configs[name].pretty_text)
         for name, role in roles.items()
+        if role.config
     ]
     commands = "\n\n".join(shlex.join(job.command) for job in jobs)
     sections.append(

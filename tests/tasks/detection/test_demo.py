@@ -14,7 +14,7 @@ from PIL import Image
 from taskdistill.core.errors import CheckpointError
 from taskdistill.tasks.detection.demo import DetectionDemo, box_mark, class_colour
 from taskdistill.tasks.openmm.config import load_config
-from taskdistill.tasks.openmm.demo.cost import count_macs, count_parameters
+from taskdistill.tasks.openmm.cost import count_macs, count_parameters
 from taskdistill.tasks.openmm.demo.report import Mark
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "detection" / "demo"

@@ -163,3 +163,22 @@ def test_quantity_rounds_over_the_border():
     assert quantity(999) == "999"
     assert quantity(999_999) == quantity(1_000_000) == "1.00 M"
     assert quantity(9_996) == "10.0 k"
+
+
+def test_of_a_distance_the_lowest_is_best():
+    metric = Metric("distance", "distance", digits=1, lower_is_better=True)
+    roles = make_roles({"near": "near", "far": "far"}, {"nearest": "nearest"})
+    figures = dict(teacher=[10.0], alone=[60.0], near=[30.0], far=[80.0], nearest=[20.0])
+    names = [role.name for role in roles]
+    made = Outcome(
+        roles=roles,
+        metrics=[metric],
+        scores={name: {"distance": figures[name]} for name in names},
+        parameters=dict.fromkeys(names, 1),
+        macs=dict.fromkeys(names, 1),
+        latency=dict.fromkeys(names, 1.0),
+        seconds=dict.fromkeys(names, 1.0),
+    )
+    assert made.best.name == "nearest" and made.best.config == ""
+    assert [made.gap(name, metric) for name in ("near", "far", "nearest")] == [0.6, -0.4, 0.8]
+    assert "recovers 80 % of the gap" in summary_sentence(made, "2 epochs", 1)

@@ -248,8 +248,9 @@ def test_runs_of_each_variant(several):
     assert [job.name for job in jobs][:4] == ["teacher", "alone-0", "alone-1", "first-0"]
     for job in jobs:
         assert job.needs == (("teacher",) if job.role in Several.variants else ())
-        plain = "teacher.py" if job.role == "teacher" else "student.py"
-        assert Path(job.evaluate[2]).name == plain
+        # By its own config, of which tools/test.py takes the student's part.
+        own = "student.py" if job.role == "alone" else f"{job.role}.py"
+        assert Path(job.evaluate[2]).name == own
 
 
 def test_a_wide_table_wraps_its_headings_before_its_figures():
@@ -414,3 +415,50 @@ def test_the_teachers_length_is_said_where_it_is_another():
     teacher, student = SimpleNamespace(length=16), SimpleNamespace(length=10)
     assert _common_length([teacher, student, student], cfg) == "10 epochs (the teacher 16 epochs)"
     assert _common_length([teacher, teacher], cfg) == "16 epochs"
+
+
+class Derived(FakeTask):
+    """One more network, made by a run that needs the distilled student's."""
+
+    derived = {"found": "found"}
+
+    def further_jobs(self, folder, configs, jobs, options):
+        base = next(job for job in jobs if job.name == "distilled-0")
+        work_dir = options.work_dir / "found-0"
+        moved = {str(base.work_dir): str(work_dir)}
+        return [
+            replace(
+                base,
+                name="found-0",
+                role="found",
+                work_dir=work_dir,
+                checkpoint=work_dir / base.checkpoint.name,
+                command=tuple(moved.get(part, part) for part in base.command),
+                needs=(base.name,),
+                after=(base.name,),
+            )
+        ]
+
+    def derived_config(self, role, job):
+        assert (role, job.name) == ("found", "found-0") and job.checkpoint.is_file()
+        return Config(dict(model=dict(width=4)))
+
+    def deployed(self, model):
+        return nn.Linear(1, model.out_channels, bias=False)
+
+    def further_sections(self, jobs):
+        return [page.Section("Found by", text=", ".join(job.name for job in jobs))]
+
+
+def test_a_variant_whose_network_comes_out_of_other_runs(root):
+    path, text = run(root, Derived)
+    figures = json.loads((path.parent / "results.json").read_text())
+    assert list(figures["scores"]) == ["teacher", "alone", "distilled", "found"]
+    assert figures["parameters"] == {"teacher": 8, "alone": 2, "distilled": 2, "found": 4}
+    assert figures["macs"]["found"] == 16 * 3 * 4
+    seconds = figures["seconds"]
+    expected = (seconds["distilled-0"] + seconds["found-0"]) / seconds["alone-0"]
+    assert figures["training_time"]["found"] == pytest.approx(expected)
+    html = path.read_text()
+    assert "Found by" in html and "teacher, alone-0, distilled-0, found-0" in html
+    assert "Config distilled.py" in html and "Config found" not in html
