@@ -21,6 +21,9 @@ TASKS = {
     "bccd": "taskdistill.tasks.detection.demo:BccdTable",
     "camvid": "taskdistill.tasks.segmentation.demo:CamVidTable",
     "detection": "taskdistill.tasks.detection.demo:DetectionDemo",
+    "gan": "taskdistill.tasks.gan.demo:GanDemo",
+    "maps": "taskdistill.tasks.gan.demo:MapsTable",
+    "restyle": "taskdistill.tasks.gan.demo:RestyleDemo",
     "segmentation": "taskdistill.tasks.segmentation.demo:SegmentationDemo",
 }
 

@@ -50,9 +50,18 @@ MODULES = {
     "": ("torch", "taskdistill.core"),
     "mm": ("cv2", "torchvision", "mmengine", "mmcv.ops", "mmdet.apis", "mmseg.apis", "sklearn"),
     "nlp": ("transformers", "datasets", "accelerate"),
-    "gan": ("torchvision", "pytorch_fid", "scipy"),
+    "gan": (
+        "cv2",
+        "torchvision",
+        "mmengine",
+        "pytorch_fid",
+        "scipy",
+        "torchmetrics",
+        "onnx",
+        "sklearn",
+    ),
     "bench": ("torchdistill",),
-    "dev": ("pytest", "hypothesis"),
+    "dev": ("pytest", "hypothesis", "onnxruntime"),
 }
 
 
@@ -385,7 +394,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="environment to fill")
     parser.add_argument(
-        "--extras", default="mm,dev", help="comma-separated: mm nlp gan all bench dev"
+        "--extras", default="mm,gan,dev", help="comma-separated: mm nlp gan all bench dev"
     )
     arguments = parser.parse_args()
     extras = sorted({extra.strip() for extra in arguments.extras.split(",")} - {""})

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.distributed as dist
 from mmengine.config import Config, ConfigDict, DictAction
 
 from ...core.errors import CheckpointError, ConfigError, DistillError
@@ -69,6 +70,7 @@ def train(argv: Sequence[str] | None = None) -> None:
             cfg.load_from = path
     _task_checks(cfg)
     build_runner(prepare_config(cfg)).train()
+    _leave_group(cfg)
 
 
 def test(argv: Sequence[str] | None = None) -> None:
@@ -106,6 +108,7 @@ def test(argv: Sequence[str] | None = None) -> None:
         evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
         cfg.test_evaluator = [*evaluators, dict(type="DumpResults", out_file_path=args.out)]
     build_runner(prepare_config(cfg)).test()
+    _leave_group(cfg)
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
@@ -143,6 +146,16 @@ def _use_amp(cfg: Config) -> None:
     else:
         # mmengine's wrapper insists on a GPU; bfloat16 on a CPU needs no loss scaling.
         cfg.optim_wrapper.type = "CpuAmpOptimWrapper"
+
+
+def _leave_group(cfg: Config) -> None:
+    """Leave the process group that the run joined.
+
+    Left to the interpreter's end, gloo's threads may outlive what they work on, which aborts a
+    process whose work is done.
+    """
+    if cfg.launcher != "none" and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _task_checks(cfg: Config) -> None:

@@ -208,6 +208,9 @@ def shortened(cfg: Config, epochs: int) -> dict[str, Any]:
         for key in ("begin", "end", "T_max", "total_steps", "step_size", "max_iters"):
             if value := schedule.get(key):
                 options[f"{prefix}.{key}"] = max(1, round(value * scale))
+        end = options.get(f"{prefix}.end")
+        if end is not None and options.get(f"{prefix}.begin", 0) >= end:
+            options[f"{prefix}.begin"] = end - 1  # so short that both round to the same epoch
         if value := schedule.get("milestones"):
             options[f"{prefix}.milestones"] = [max(1, round(step * scale)) for step in value]
     return options

@@ -323,6 +323,12 @@ def test_shortened_handles_milestones_and_a_single_schedule():
         "train_cfg.max_epochs": 6,
         "param_scheduler.milestones": [4, 6],
     }
+    short = Config(dict(train_cfg=dict(max_epochs=9), param_scheduler=dict(begin=4, end=9)))
+    assert shortened(short, 1) == {
+        "train_cfg.max_epochs": 1,
+        "param_scheduler.begin": 0,
+        "param_scheduler.end": 1,
+    }
     assert option_text("param_scheduler.milestones", [4, 6]) == "param_scheduler.milestones=[4,6]"
 
 
@@ -380,7 +386,8 @@ def run_cli(argv: list[str], monkeypatch, task=FakeTask) -> int:
 def test_each_task_has_what_it_names(name):
     tool = load_tool()
     module, _, attribute = tool.TASKS[name].partition(":")
-    pytest.importorskip({"detection": "mmdet", "segmentation": "mmseg"}[module.split(".")[2]])
+    needed = {"detection": "mmdet", "segmentation": "mmseg", "gan": "torchmetrics"}
+    pytest.importorskip(needed[module.split(".")[2]])
     task = getattr(importlib.import_module(module), attribute)
     assert task.name == name
     for role in make_roles(task.variants):
@@ -412,9 +419,13 @@ def test_the_teachers_length_is_said_where_it_is_another():
     from taskdistill.tasks.openmm.demo.run import _common_length
 
     cfg = Config(dict(train_cfg=dict(max_epochs=16)))
-    teacher, student = SimpleNamespace(length=16), SimpleNamespace(length=10)
-    assert _common_length([teacher, student, student], cfg) == "10 epochs (the teacher 16 epochs)"
-    assert _common_length([teacher, teacher], cfg) == "16 epochs"
+    teacher, alone, other = (
+        SimpleNamespace(length=length, role=role)
+        for length, role in ((16, "teacher"), (10, "alone"), (3, "found"))
+    )
+    assert _common_length([teacher, alone, other], cfg) == "10 epochs (the teacher 16 epochs)"
+    alone.length = 16
+    assert _common_length([teacher, alone], cfg) == "16 epochs"
 
 
 class Derived(FakeTask):
