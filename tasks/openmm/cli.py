@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -149,13 +150,15 @@ def _use_amp(cfg: Config) -> None:
 
 
 def _leave_group(cfg: Config) -> None:
-    """Leave the process group that the run joined.
+    """Leave the process group that the run joined, and see its threads end.
 
-    Left to the interpreter's end, gloo's threads may outlive what they work on, which aborts a
-    process whose work is done.
+    A thread of gloo's that still lets go of the last tensors when the interpreter ends aborts the
+    process, though its work is done. The group joins its threads when nothing refers to it any
+    more, and the runner and the data-parallel model do, in circles.
     """
     if cfg.launcher != "none" and dist.is_initialized():
         dist.destroy_process_group()
+        gc.collect()
 
 
 def _task_checks(cfg: Config) -> None:
