@@ -13,17 +13,15 @@ alone; `peak` the highest number of bytes allocated within a step.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import logging
-import statistics
 import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from measure import elapsed, peak_bytes
+from measure.steps import compare_steps, step_arguments
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
@@ -71,21 +69,11 @@ def build(cfg: Config, teacher: dict[str, str], device: str, batch: int) -> Call
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--write", type=Path, help="write the table into this Markdown file")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    args = step_arguments(str(__doc__), batch=8)
     warnings.simplefilter("ignore")
     MMLogger.get_instance("benchmark", log_level="ERROR")
     logging.getLogger("mmengine").setLevel(logging.ERROR)
     init_default_scope("mmseg")
-    on_gpu = args.device != "cpu"
     with tempfile.TemporaryDirectory() as folder:
         path = CONFIGS / "teacher.py"
         weights = MODELS.build(load_config(str(path)).model).state_dict()
@@ -96,39 +84,7 @@ def main() -> None:
             name: build(load_config(str(CONFIGS / file)), teacher, args.device, args.batch)
             for name, file in VARIANTS.items()
         }
-    for step in steps.values():  # allocations of the first step, momentum buffers among them
-        step()
-        step()
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(args.rounds):
-        names = list(steps) if turn % 2 == 0 else list(steps)[::-1]
-        for name in names:
-            times[name].append(elapsed(steps[name], on_gpu))
-    peaks = {name: peak_bytes(step, on_gpu) for name, step in steps.items()}
-    rows = [["variant", "ms a step", "x time", "peak MiB", "x peak"]]
-    for name in steps:
-        ratios = [t / a for t, a in zip(times[name], times[ALONE], strict=True)]
-        rows.append(
-            [
-                name,
-                f"{1000 * statistics.median(times[name]):.0f}",
-                f"{statistics.median(ratios):.2f}",
-                f"{peaks[name] / 2**20:.0f}",
-                f"{peaks[name] / peaks[ALONE]:.2f}",
-            ]
-        )
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines.insert(1, "|:--|" + "--:|" * (len(rows[0]) - 1))
-    told = (
-        f"torch {torch.__version__}, {args.device}, {args.threads} thread(s), batch {args.batch}, "
-        f"{args.rounds} rounds."
-    )
-    text = "\n".join([told, "", *lines])
-    print(text)
-    if args.write:
-        command = f"python benchmarks/segmentation.py --batch {args.batch} --rounds {args.rounds}"
-        intro = f"# A step of segmentation distillation\n\n    {command}\n\n"
-        args.write.write_text(f"{intro}{text}\n", encoding="utf-8")
+    compare_steps("A step of segmentation distillation", steps, args)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 # What all image translators share: Adam at 2e-4 with beta1 = 0.5 for both players, as in the
 # releases of pix2pix and CycleGAN, a checkpoint an epoch, and the loops.
+_base_ = "../../_base_/runtime.py"
 task = "gan"
 default_scope = "mmengine"
 custom_imports = dict(imports=["taskdistill.tasks.gan"], allow_failed_imports=False)
@@ -9,30 +10,4 @@ optim_wrapper = dict(
     generator=dict(optimizer=optimizer),
     discriminator=dict(optimizer=optimizer),
 )
-val_cfg = dict(type="ValLoop")
-test_cfg = dict(type="TestLoop")
-default_hooks = dict(
-    timer=dict(type="IterTimerHook"),
-    logger=dict(type="LoggerHook", interval=20),
-    param_scheduler=dict(type="ParamSchedulerHook"),
-    checkpoint=dict(type="CheckpointHook", interval=1, max_keep_ckpts=2),
-    sampler_seed=dict(type="DistSamplerSeedHook"),
-)
-env_cfg = dict(
-    cudnn_benchmark=False,
-    mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
-    dist_cfg=dict(backend="nccl"),
-)
-vis_backends = [dict(type="LocalVisBackend")]
-visualizer = dict(type="Visualizer", vis_backends=vis_backends, name="visualizer")
-log_processor = dict(
-    type="LogProcessor",
-    window_size=20,
-    by_epoch=True,
-    # Raw distillation terms smoothed like the losses.
-    mean_pattern=r".*(loss|time|data_time|grad_norm|_raw).*",
-)
-log_level = "INFO"
-load_from = None
-resume = False
-randomness = dict(seed=0)
+visualizer = dict(type="Visualizer")

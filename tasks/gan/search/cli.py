@@ -349,9 +349,11 @@ def _report(
 ) -> None:
     """Print the front's best few, and what to do next."""
     front = pareto_front(result.evaluated, criterion)[::-1][:8]
-    names = list(result.best.metrics)
+    # The one that decides, and beside it so many that the channels stay readable.
+    others = [name for name in result.best.metrics if name != criterion.metric]
+    names = [criterion.metric, *others[:3]]
     table = Table(title=f"Best of {len(result.evaluated)} sub-networks ({result.method} search)")
-    table.add_column("channels")
+    table.add_column("channels", no_wrap=True)
     unit, name = unit_of(budget)
     table.add_column(f"{name} at {shape[0]}x{shape[1]}", justify="right")
     table.add_column("of the budget", justify="right")

@@ -56,20 +56,20 @@ def read_json(path: Path) -> Any | None:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[int]:
-    """Hold ``folder`` for this demo and its children.
+    """Hold ``folder`` for this run and its children.
 
-    The lock belongs to the open file, and the children inherit that file: should the demo itself
+    The lock belongs to the open file, and the children inherit that file: should this process
     be killed, the folder stays locked until the last training process has ended, so that a second
-    demo cannot write into the same logs.
+    one cannot write into the same logs.
 
     Args:
-        folder: Work folder of the demo; made if absent.
+        folder: Work folder; made if absent.
 
     Yields:
         The file descriptor that child processes must inherit.
 
     Raises:
-        DistillError: Another demo, or a training process it left behind, uses the folder.
+        DistillError: Another run, or a process it left behind, uses the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+", encoding="utf-8") as file:
@@ -79,8 +79,8 @@ def exclusive(folder: Path) -> Iterator[int]:
             file.seek(0)
             owner = file.read().strip() or "unknown"
             raise DistillError(
-                f"{folder} is in use by another demo (process {owner}) or by a training process "
-                "that it left behind. Wait for it to end, stop it, or choose another --work-dir."
+                f"{folder} is in use by another run (process {owner}) or by a process that it "
+                "left behind. Wait for it to end, stop it, or choose another --work-dir."
             ) from error
         file.truncate(0)
         file.write(str(os.getpid()))

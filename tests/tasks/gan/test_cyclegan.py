@@ -39,9 +39,9 @@ def test_losses_are_those_of_the_paper(gan):
     for name, value in expected.items():
         torch.testing.assert_close(losses[name], value, msg=name)
     found = model.discriminator_losses()
-    for end, real, judged in (("", b, judged), ("_back", a, judged_back)):
+    for end, real, scores in (("", b, judged), ("_back", a, judged_back)):
         d = model.get_submodule(f"discriminator{end}")
-        value = 0.5 * ((d(real) - 1).square().mean() + judged.square().mean())
+        value = 0.5 * ((d(real) - 1).square().mean() + scores.square().mean())
         torch.testing.assert_close(found[f"loss_D{end}"], value)
 
 

@@ -293,8 +293,8 @@ def test_two_processes_train_as_one_does_with_the_batches_of_both(gan, tmp_path,
     if name == "distilled":
         init = dict(generator="teacher", discriminator="teacher")
         config = gan.config(model, distill=gan.distill(init=init))
-    # Adam divides by a gradient's own size, and so magnifies what rounding makes of one that is 0 in
-    # exact arithmetic (of a bias in front of a norm).
+    # Adam divides by a gradient's own size, and so magnifies what rounding makes of one that is 0
+    # in exact arithmetic (of a bias in front of a norm).
     for player in ("generator", "discriminator"):
         config["optim_wrapper"][player] = dict(optimizer=dict(type="SGD", lr=0.02))
     loader = config["train_dataloader"]
@@ -317,7 +317,7 @@ def test_two_processes_train_as_one_does_with_the_batches_of_both(gan, tmp_path,
                     other[key],
                     rtol=1e-4,
                     atol=1e-5,
-                    msg=lambda m, k=key: f"{k}, step {step}: {m}",
+                    msg=lambda m, k=key, at=step: f"{k}, step {at}: {m}",
                 )
     checkpoint = read_mm_checkpoint(str(tmp_path / "two" / "epoch_2.pth"))
     gan.build(gan.model()).load_state_dict(checkpoint["state_dict"], strict=True)

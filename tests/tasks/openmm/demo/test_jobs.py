@@ -221,7 +221,7 @@ def test_ctrl_c_stops_the_children_and_the_next_run_continues(tmp_path, deaf):
 
 def test_two_demos_cannot_share_a_folder(tmp_path):
     with exclusive(tmp_path):
-        with pytest.raises(DistillError, match=f"in use by another demo .process {os.getpid()}"):
+        with pytest.raises(DistillError, match=f"in use by another run .process {os.getpid()}"):
             with exclusive(tmp_path):
                 pass
     with exclusive(tmp_path):
