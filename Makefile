@@ -4,6 +4,8 @@ EXTRAS ?= mm,gan,dev
 TASK ?= detection
 SEEDS ?= 1
 PYTEST_ARGS ?=
+# Tests at once: one a core. A file's tests stay together, so that what they share is made once.
+WORKERS ?= auto
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -21,11 +23,11 @@ install: ## install into .venv (EXTRAS=mm,gan,dev; EXTRAS=all,dev for every task
 demo: install ## train teacher, student and distilled student; write a report (SEEDS=3 TASK=detection)
 	@$(RUN) tools/demo.py --task $(TASK) --seeds $(SEEDS)
 
-test: install ## run the tests that take seconds (PYTEST_ARGS="-k kl -x")
-	@$(RUN) -m pytest -m "not slow" $(PYTEST_ARGS)
+test: install ## run the tests that take seconds (PYTEST_ARGS="-k kl -x" WORKERS=0)
+	@$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(PYTEST_ARGS)
 
 test-all: install ## run every test
-	@$(RUN) -m pytest $(PYTEST_ARGS)
+	@$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: install ## check style (ruff) and types (pyright)
 	$(RUN) -m ruff check

@@ -4,4 +4,4 @@ from taskdistill.tasks.gan.page import main
 from taskdistill.tasks.openmm.cli import run
 
 if __name__ == "__main__":
-    run(main)
+    run(main, resumes=False)

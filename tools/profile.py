@@ -4,7 +4,7 @@ if __name__ == "__main__":
     from taskdistill.tasks.openmm.cli import run
     from taskdistill.tasks.openmm.profile import main
 
-    run(main)
+    run(main, resumes=False)
 else:
     # Python looks into the folder of the script it runs first, so that every script here that
     # imports the standard library's `profile` (cProfile does, and torch's compiler that) gets this

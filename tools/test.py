@@ -3,4 +3,4 @@
 from taskdistill.tasks.openmm.cli import run, test
 
 if __name__ == "__main__":
-    run(test)
+    run(test, resumes=False)

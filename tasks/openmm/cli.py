@@ -20,20 +20,24 @@ from .runner import build_runner, latest_checkpoint
 __all__ = ["run", "test", "train"]
 
 
-def run(command: Callable[[Sequence[str] | None], None]) -> None:
-    """Run a command line; errors a user can mend end in one message, without a traceback."""
+def run(command: Callable[[Sequence[str] | None], object], resumes: bool = True) -> None:
+    """Run a command line; errors a user can mend end in one message, without a traceback.
+
+    Args:
+        command: Takes the arguments; ``None`` for those of the process.
+        resumes: Whether an interrupted one is a training that ``--resume`` continues.
+    """
     try:
         command(None)
     except DistillError as error:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(
-            "\nInterrupted. The last checkpoint is in the work dir; the same command with --resume "
-            "continues from it.",
-            file=sys.stderr,
-            flush=True,
+        how = (
+            " The last checkpoint is in the work dir; the same command with --resume continues "
+            "from it."
         )
+        print(f"\nInterrupted.{how if resumes else ''}", file=sys.stderr, flush=True)
         sys.exit(130)
 
 
