@@ -45,7 +45,7 @@ def test_maps_meet_at_the_teacher_s_channels_and_the_smaller_size(
     assert s.shape == (batch, ours if kind == "resize" else theirs, *t.shape[2:])
     if kind == "conv3x3":
         assert isinstance(adapter.project, nn.Conv2d) and adapter.project.kernel_size == (3, 3)
-    projects = kind.startswith("conv") or (kind == "auto" and ours != theirs)
+    projects = kind.startswith(("conv", "sliced")) or (kind == "auto" and ours != theirs)
     assert (len(list(adapter.parameters())) > 0) == projects
 
 
@@ -148,6 +148,24 @@ def test_a_fitnets_regressor_meets_the_teacher_s_size_exactly(
         s, t = make_adapter(student, teacher, kind)(student, teacher)
         assert t is teacher and s.shape == teacher.shape
         assert kind == "fitnets" or s.min() >= 0
+
+
+@given(st.integers(2, 6), channels, st.booleans())
+def test_sliced_serves_the_first_channels_of_the_widest_student(widest, theirs, tokens):
+    shape = (2, 5) if tokens else (2,)
+    tail = () if tokens else (4, 3)
+    teacher = torch.randn(*shape, theirs, *tail)
+    student = torch.randn(*shape, widest, *tail)
+    adapter = make_adapter(student, teacher, "sliced")
+    axis = len(shape)
+    for width in range(1, widest + 1):
+        narrow = student.narrow(axis, 0, width)
+        wide = torch.zeros_like(student)
+        wide.narrow(axis, 0, width).copy_(narrow)
+        # The channels that are not there count as 0.
+        torch.testing.assert_close(adapter(narrow, teacher)[0], adapter(wide, teacher)[0])
+    with pytest.raises(ShapeError, match=f"made for {widest} channels, got {widest + 1}"):
+        adapter(torch.randn(*shape, widest + 1, *tail), teacher)
 
 
 def test_the_fitnets_window_is_as_small_as_it_can_be():

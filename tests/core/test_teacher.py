@@ -318,6 +318,16 @@ def test_a_model_with_a_module_called_module_keeps_its_names(tmp_path: Path):
     assert torch.equal(net["module"].weight, source["module"].weight)
 
 
+def test_names_of_another_release_are_mapped_before_the_strict_look(tmp_path: Path):
+    source, target = nn.Linear(2, 3), nn.Sequential(nn.Linear(2, 3))
+    file = tmp_path / "other.pth"
+    torch.save({f"module.{name}": v for name, v in source.state_dict().items()}, file)
+    load_weights(target, file, names=lambda state: {f"0.{name}": v for name, v in state.items()})
+    assert torch.equal(target[0].weight, source.weight)
+    with pytest.raises(CheckpointError, match="0.weight"):
+        load_weights(target, file, names=lambda state: {"0.bias": state["bias"]})
+
+
 def test_another_architecture_lists_what_does_not_fit(saved: Path):
     net = Net(classes=5)
     net.neck = nn.Linear(2, 2)

@@ -447,10 +447,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tiny]:
 
 
 @pytest.fixture(autouse=True)
-def mmdet_scope() -> None:
-    """Heads and necks are looked up in mmdet's registries, whatever ran before."""
-    if DefaultScope.get_current_instance() is None:
-        init_default_scope("mmdet")
+def mmdet_scope() -> Iterator[None]:
+    """Heads and necks are looked up in mmdet's registries, unless a folder has others."""
+    current = DefaultScope.get_current_instance()
+    if current is not None and current.scope_name != "mmengine":
+        yield
+        return
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        yield
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ pytest.importorskip("mmengine")
 
 from mmengine.config import Config, ConfigDict  # noqa: E402
 from mmengine.dataset import pseudo_collate  # noqa: E402
-from mmengine.registry import DATASETS, MODELS, init_default_scope  # noqa: E402
+from mmengine.registry import DATASETS, MODELS, DefaultScope  # noqa: E402
 from PIL import Image  # noqa: E402
 
 import taskdistill.tasks.gan  # noqa: E402, F401
@@ -195,6 +195,7 @@ def gan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyGan]:
 
 
 @pytest.fixture(autouse=True)
-def mmdet_scope() -> None:
-    """Nothing here is looked up in an mm library's registries."""
-    init_default_scope("mmengine")
+def mmdet_scope() -> Iterator[None]:
+    """In place of the one above: nothing here is in an mm library's registries."""
+    with DefaultScope.overwrite_default_scope("mmengine"):
+        yield
