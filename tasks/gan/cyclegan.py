@@ -36,8 +36,8 @@ class CycleGAN(TranslationModel):
 
     G is ``generator`` (A to B; the release's G_A), F ``generator_back`` (G_B), the discriminator of
     B ``discriminator`` (the release's D_A), that of A ``discriminator_back`` (D_B). Both generators
-    are deployed; ``predict`` and teachers use ``generator``. To start from the release's files use
-    ``tools/export_generator.py``'s counterpart: a bare ``*_net_G_A.pth`` loads into ``generator``.
+    are deployed; ``predict`` and teachers use ``generator``. A bare ``*_net_G_A.pth`` of the
+    release loads into ``generator`` and leaves the other one as it is.
 
     Args:
         generator: Config of G; F is built alike, with the channels exchanged.

@@ -13,6 +13,7 @@ from ...core.errors import ConfigError, did_you_mean
 from ...core.recipe import resolve_loss
 from .adapter import adapter_of_scope, task_of
 from .optim import CRITIC, STUDENT
+from .teacher import forget_our_scope
 
 __all__ = ["critic_options", "load_config", "plain_config", "prepare_config", "seed_data"]
 
@@ -35,6 +36,7 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         cfg = Config.fromfile(path)
     except Exception as error:
         raise ConfigError(f"Config {path!r} cannot be read: {error}") from error
+    forget_our_scope(cfg._cfg_dict)
     if options:
         try:
             cfg.merge_from_dict(dict(options))

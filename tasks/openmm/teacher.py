@@ -20,7 +20,13 @@ from torch import Tensor, nn
 from ...core.errors import ConfigError, TeacherError, did_you_mean
 from ...core.teacher import FrozenTeacher, load_weights, read_checkpoint
 
-__all__ = ["SAFE_GLOBALS", "build_teacher", "read_mm_checkpoint", "read_model_config"]
+__all__ = [
+    "SAFE_GLOBALS",
+    "build_teacher",
+    "forget_our_scope",
+    "read_mm_checkpoint",
+    "read_model_config",
+]
 
 
 def _scheduler_attribute(owner: Any, name: str) -> Any:
@@ -59,6 +65,22 @@ def read_mm_checkpoint(path: str) -> Any:
     return read_checkpoint(path, SAFE_GLOBALS)
 
 
+def forget_our_scope(node: Any) -> None:
+    """Take out, in place, what mmengine notes in a config inherited as ``taskdistill::...``.
+
+    It takes the package's name for a registry's scope, of which ours has none: a note that warns at
+    every build, and that functions named by a config cannot be called with.
+    """
+    if isinstance(node, dict):
+        if node.get("_scope_") == "taskdistill":
+            node.pop("_scope_")
+        for value in node.values():
+            forget_our_scope(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            forget_our_scope(value)
+
+
 def read_model_config(config: str | Mapping[str, Any], what: str) -> Config:
     """Read a config by path, ``package::path`` or as a mapping.
 
@@ -81,6 +103,7 @@ def read_model_config(config: str | Mapping[str, Any], what: str) -> Config:
         cfg = Config.fromfile(config)
     if "model" not in cfg:
         raise ConfigError(f"{what} config {config!r} has no 'model'.")
+    forget_our_scope(cfg._cfg_dict)
     return cfg
 
 

@@ -108,3 +108,13 @@ def test_the_papers_super_networks_span_what_it_says():
         for c in (network.smallest, network.largest)
     ]
     assert counts == [137_347, 514_307]
+
+
+def test_a_shipped_config_is_inherited_by_the_packages_name(tmp_path):
+    """mmengine notes the package as a scope, which no registry of ours has."""
+    (tmp_path / "mine.py").write_text('_base_ = "taskdistill::gan/demo/student.py"\n')
+    mine = load_config(str(tmp_path / "mine.py"))
+    shipped = load_config(str(ROOT / "configs/gan/demo/student.py"))
+    assert mine.to_dict() == shipped.to_dict()
+    teacher = read_model_config("taskdistill::gan/demo/teacher.py", "teacher")
+    assert "_scope_" not in str(teacher.to_dict())
