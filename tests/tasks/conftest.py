@@ -448,12 +448,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tiny]:
 
 @pytest.fixture(autouse=True)
 def mmdet_scope() -> Iterator[None]:
-    """Heads and necks are looked up in mmdet's registries, unless a folder has others."""
+    """Heads and necks are looked up in mmdet's registries, unless a folder has others.
+
+    Afterwards all is as it was before: a test that reads another library's config leaves nothing.
+    """
     current = DefaultScope.get_current_instance()
-    if current is not None and current.scope_name != "mmengine":
-        yield
-        return
-    with DefaultScope.overwrite_default_scope("mmdet"):
+    others = current is not None and current.scope_name != "mmengine"
+    with DefaultScope.overwrite_default_scope(current.scope_name if others else "mmdet"):
         yield
 
 

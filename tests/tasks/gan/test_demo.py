@@ -77,6 +77,7 @@ def test_the_maps_table_searches_for_each_seed(tmp_path):
     supernet, search, tuned = found[3:]
     assert supernet.needs == ("teacher",) and search.needs == ("supernet-1",)
     assert tuned.needs == ("search-1",) and tuned.after == ("supernet-1", "search-1")
+    assert search.after == ("supernet-1",)
     teacher = f"distill.teacher.checkpoint={jobs[0].checkpoint}"
     assert teacher in supernet.command and teacher in tuned.command
     assert str(supernet.checkpoint) in search.command
@@ -120,12 +121,16 @@ def test_the_whole_pipeline_of_the_maps_table(gan, tmp_path, monkeypatch):
     console = Console(file=io.StringIO(), width=160)
     path = run_demo(Tiny(), DemoOptions(root, tmp_path / "out", command="tiny"), console)
     figures = json.loads((path.parent / "results.json").read_text())
-    assert list(figures["scores"]) == ["teacher", "alone", "distilled", "searched"]
+    assert list(figures["scores"]) == ["teacher", "alone", "distilled", "search", "searched"]
     assert all(len(s["SmallFD"]) == 1 for s in figures["scores"].values())
     summary = json.loads((path.parent / "search-0" / "search.json").read_text())
     best = summary["best"]["channels"]
     channels = [int(c) for c in best.split("_")] if isinstance(best, str) else best
     assert set(channels) <= {4, 6}
+    assert figures["macs"]["search"] == figures["macs"]["searched"]
+    assert figures["scores"]["search"]["SmallFD"] == [
+        pytest.approx(summary["best"]["metrics"]["SmallFD"], rel=1e-3)
+    ]
     assert figures["macs"]["searched"] == summary["best"]["macs"] <= figures["macs"]["teacher"] / 2
     html = path.read_text()
     assert "Searching the once-for-all network" in html and "searched, fine-tuned" in html

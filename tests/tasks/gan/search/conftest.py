@@ -61,7 +61,7 @@ class TinyDistance(BaseMetric):
 CONFIG = """
 task = "gan"
 default_scope = "mmengine"
-custom_imports = dict(imports=["taskdistill.tasks.gan", "tiny_parts"], allow_failed_imports=False)
+custom_imports = dict(imports=["taskdistill.tasks.gan", "search_parts"], allow_failed_imports=False)
 model = dict(
     type="ImageTranslator",
     generator=dict(
@@ -134,7 +134,7 @@ def supernet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Supern
 
     from taskdistill.tasks.gan.search.evaluate import build_model, supernet_config
 
-    (tmp_path / "tiny_parts.py").write_text(PARTS)
+    (tmp_path / "search_parts.py").write_text(PARTS)
     monkeypatch.syspath_prepend(tmp_path)
     teacher, config = tmp_path / "teacher.py", tmp_path / "supernet.py"
     teacher.write_text(TEACHER)
@@ -159,6 +159,6 @@ def _forget() -> None:
     """Every test writes its own parts, and registers them anew."""
     from mmengine.registry import DATASETS, METRICS
 
-    sys.modules.pop("tiny_parts", None)
+    sys.modules.pop("search_parts", None)
     DATASETS.module_dict.pop("TinyPairs", None)
     METRICS.module_dict.pop("TinyDistance", None)
