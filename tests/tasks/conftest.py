@@ -448,13 +448,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tiny]:
 
 @pytest.fixture(autouse=True)
 def mmdet_scope() -> Iterator[None]:
-    """Heads and necks are looked up in mmdet's registries, unless a folder has others.
+    """Heads and necks are looked up in mmdet's registries; afterwards all is as it was before.
 
-    Afterwards all is as it was before: a test that reads another library's config leaves nothing.
+    Folders of other libraries' tests put their own in its place.
     """
-    current = DefaultScope.get_current_instance()
-    others = current is not None and current.scope_name != "mmengine"
-    with DefaultScope.overwrite_default_scope(current.scope_name if others else "mmdet"):
+    with DefaultScope.overwrite_default_scope("mmdet"):
         yield
 
 

@@ -463,6 +463,13 @@ def mmseg_scope() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def mmdet_scope() -> Iterator[None]:
+    """In place of the one above: what a single test does to the scope ends with it."""
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def plain_config_text() -> Iterator[None]:
     """A run writes its config seven times; laying the text out is three quarters of a tiny run."""
