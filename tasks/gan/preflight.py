@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS
 
 from ...core.errors import DataError, did_you_mean
+from ..openmm.data.wrapped import inner_datasets
 from .data import AlignedImages, DigitOutlines, DigitRestyle, UnalignedImages
 
 __all__ = ["check_config_data"]
@@ -51,25 +52,13 @@ def check_config_data(cfg: Config) -> None:
     seen = []
     for key in _LOADERS:
         loader = cfg.get(key) or {}
-        for config in _datasets(loader.get("dataset")):
+        for config in inner_datasets(loader.get("dataset")):
             if config in seen:
                 continue
             seen.append(config)
             cls = _dataset_class(config["type"])
             if cls is not None:
                 _check_dataset(f"{cls.__name__} of {key}", cls, config, generator)
-
-
-def _datasets(config: Any) -> Iterator[Mapping[str, Any]]:
-    if isinstance(config, Mapping):
-        inner = [config[key] for key in ("dataset", "datasets") if key in config]
-        for item in inner:
-            yield from _datasets(item)
-        if not inner and "type" in config:
-            yield config
-    elif isinstance(config, (list, tuple)):
-        for item in config:
-            yield from _datasets(item)
 
 
 def _dataset_class(kind: Any) -> Any:

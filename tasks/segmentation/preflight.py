@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -13,6 +13,7 @@ from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS, TRANSFORMS
 
 from ...core.errors import DataError, did_you_mean
+from ..openmm.data.wrapped import inner_datasets
 from .data.datasets import first_names
 
 __all__ = ["check_config_data"]
@@ -41,23 +42,11 @@ def check_config_data(cfg: Config) -> None:
         head = head[-1]
     for key in ("train_dataloader", "val_dataloader"):
         loader = cfg.get(key) or {}
-        for config in _datasets(loader.get("dataset")):
+        for config in inner_datasets(loader.get("dataset")):
             kind = config["type"]
             cls = kind if isinstance(kind, type) else DATASETS.get(kind)
             if _is_plain(cls) and _is_local(config):
                 _check_dataset(f"{cls.__name__} of {key}", cls, config, head)
-
-
-def _datasets(config: Any) -> Iterator[Mapping[str, Any]]:
-    if isinstance(config, Mapping):
-        inner = [config[key] for key in ("dataset", "datasets") if key in config]
-        for item in inner:
-            yield from _datasets(item)
-        if not inner and "type" in config:
-            yield config
-    elif isinstance(config, (list, tuple)):
-        for item in config:
-            yield from _datasets(item)
 
 
 def _is_plain(cls: Any) -> TypeGuard[type[BaseSegDataset]]:

@@ -1,1 +1,1 @@
-"""Data of the mmengine tasks: the cache folder, and the scenes composed for the demos."""
+"""Data of the mmengine tasks: the cache folder, wrapped data sets, and the demos' scenes."""
