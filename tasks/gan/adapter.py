@@ -14,9 +14,10 @@ from ...core.distiller import Context
 from ...core.errors import CheckpointError, ConfigError, TeacherError, did_you_mean
 from ...core.recipe import resolve_loss
 from ...core.taps import Captured
+from ...core.teacher import load_weights
 from ..openmm.adapter import TASK_ADAPTERS, TaskAdapter
 from ..openmm.config import seed_data
-from ..openmm.teacher import read_mm_checkpoint
+from ..openmm.teacher import SAFE_GLOBALS, read_mm_checkpoint
 from .hooks import SIDE_ENTRY
 from .models import SuperMobileResnetGenerator
 from .models.release import release_names
@@ -117,13 +118,11 @@ class TranslatorAdapter(TaskAdapter):
                     f"distill.init.{key}={value!r} does not exist (looked from {os.getcwd()!r}); "
                     "expected 'teacher' or the path of a checkpoint."
                 )
-        first = next(iter(teachers.values()))
-        self._checkpoints = {
-            key: first["checkpoint"] if value == "teacher" else value for key, value in init.items()
-        }
-        if (path := self._checkpoints.get("discriminator")) is not None:
-            # Told now, not after the data is loaded.
-            self._discriminator_state(path)
+        source = init.get("discriminator")
+        if source == "teacher":
+            source = next(iter(teachers.values()))["checkpoint"]
+        # Read now, so that a wrong file is told before the data is loaded.
+        self._discriminator = None if source is None else self._discriminator_state(source)
 
     def initialise(self, init: Mapping[str, Any], teachers: Mapping[str, nn.Module]) -> None:
         """Begin from the teacher's channels and discriminator; see the class."""
@@ -134,9 +133,9 @@ class TranslatorAdapter(TaskAdapter):
             teacher: Any = next(iter(teachers.values()))
             transfer_channels(teacher.generator, student.generator)
         elif source is not None:
-            student.load_state_dict(_weights(read_mm_checkpoint(source)), strict=True)
-        if (path := self._checkpoints.get("discriminator")) is not None:
-            student.discriminator.load_state_dict(self._discriminator_state(path), strict=True)
+            load_weights(student, source, safe_globals=SAFE_GLOBALS, names=student.checkpoint_names)
+        if self._discriminator is not None:
+            student.discriminator.load_state_dict(self._discriminator, strict=True)
 
     def _discriminator_state(self, path: str) -> Mapping[str, Any]:
         """Read the discriminator of a checkpoint, and see that it fits."""

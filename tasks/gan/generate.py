@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.registry import DATASETS, MODELS, DefaultScope
 from PIL import Image
 from torch import Tensor
 
@@ -19,7 +19,17 @@ from ..openmm.config import load_config, plain_config
 from ..openmm.teacher import SAFE_GLOBALS
 from .translation import TranslationModel
 
-__all__ = ["build_translator", "generate_images", "save_image"]
+__all__ = ["build_model", "build_translator", "generate_images", "save_image"]
+
+
+def build_model(cfg: Config) -> Any:
+    """Build the model of a plain config, in its scope and with its preprocessor, in eval mode."""
+    options = cfg.model.to_dict() if hasattr(cfg.model, "to_dict") else dict(cfg.model)
+    if cfg.get("data_preprocessor") is not None:
+        # As the runner does: one at the top of a config is the model's.
+        options.setdefault("data_preprocessor", cfg.data_preprocessor)
+    with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
+        return MODELS.build(options).eval()
 
 
 def build_translator(cfg: Config, checkpoint: str | Path | None = None) -> TranslationModel:
@@ -34,10 +44,7 @@ def build_translator(cfg: Config, checkpoint: str | Path | None = None) -> Trans
         ConfigError: If the config's model is no translator.
         CheckpointError: If the checkpoint cannot be read or does not fit.
     """
-    import taskdistill.tasks.gan  # noqa: F401 - registers what the config names
-
-    init_default_scope(cfg.get("default_scope") or "mmengine")
-    model = MODELS.build(plain_config(cfg).model)
+    model = build_model(plain_config(cfg))
     if not isinstance(model, TranslationModel):
         raise ConfigError(
             f"Config {cfg.filename!r} has a {type(model).__name__}; expected an image translator "
@@ -45,7 +52,7 @@ def build_translator(cfg: Config, checkpoint: str | Path | None = None) -> Trans
         )
     if checkpoint is not None:
         load_weights(model, checkpoint, safe_globals=SAFE_GLOBALS, names=model.checkpoint_names)
-    return model.eval()
+    return model
 
 
 def generate_images(

@@ -230,7 +230,7 @@ def prepare_subject(
             raise ConfigError(
                 f"--shape {' '.join(map(str, shape))}: expected H W or C H W, positive numbers."
             )
-        found, source = ((found[0], *found[1:])[: 3 - len(shape)] + tuple(shape)), "given"
+        found, source = (found[: 3 - len(shape)] + tuple(shape)), "given"
     scope = cfg.get("default_scope")
     channels, height, width = found
     images = torch.zeros(batch_size, channels, height, width, device=device)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
-from mmengine.registry import DATASETS, EVALUATOR, MODELS, DefaultScope
+from mmengine.registry import DATASETS, EVALUATOR, DefaultScope
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -21,9 +21,10 @@ from ....core.errors import ConfigError
 from ....core.teacher import load_weights
 from ...openmm.config import load_config, plain_config
 from ...openmm.teacher import SAFE_GLOBALS
+from ..generate import build_model
 from ..models import SuperMobileResnetGenerator
 
-__all__ = ["SubnetEvaluator", "build_model", "load_supernet", "supernet_config"]
+__all__ = ["SubnetEvaluator", "load_supernet", "supernet_config"]
 
 
 def supernet_config(path: str | Path) -> Config:
@@ -42,16 +43,6 @@ def supernet_config(path: str | Path) -> Config:
             "that the once-for-all network was trained with."
         )
     return cfg
-
-
-def build_model(cfg: Config) -> Any:
-    """Build the model of a config, in its scope and with its preprocessor, in eval mode."""
-    options = cfg.model.to_dict() if hasattr(cfg.model, "to_dict") else dict(cfg.model)
-    if cfg.get("data_preprocessor") is not None:
-        # As the runner does: one at the top of a config is the model's.
-        options.setdefault("data_preprocessor", cfg.data_preprocessor)
-    with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
-        return MODELS.build(options).eval()
 
 
 def load_supernet(

@@ -17,8 +17,8 @@ from ...openmm.cost import MAC_CONVENTION, count_parameters
 from ...openmm.demo.files import write_json, write_text
 from ...openmm.demo.run import shortened
 from ...openmm.teacher import read_mm_checkpoint
+from ..generate import build_model
 from ..hooks import SIDE_ENTRY
-from .evaluate import build_model
 from .evolution import Criterion, SearchResult
 from .front import Reference, pareto_front, plot_front
 from .macs import plain_generator

@@ -118,6 +118,13 @@ def test_a_student_may_begin_from_files(gan, tmp_path):
             assert torch.equal(value, getattr(model.student, name).state_dict()[key])
 
 
+def test_a_generator_of_another_width_is_told(gan, tmp_path):
+    wide = gan.build(gan.model(generator=gan.wide))
+    torch.save(wide.generator.state_dict(), tmp_path / "wide.pth")
+    with pytest.raises(CheckpointError, match="other shape .*generator.model.1.weight"):
+        distilled(gan, init=dict(generator=str(tmp_path / "wide.pth")))
+
+
 def test_what_a_student_cannot_begin_with(gan, tmp_path):
     for init, words in (
         (dict(generater="teacher"), "Did you mean 'generator'"),

@@ -132,7 +132,8 @@ class Supernet:
 def supernet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Supernet]:
     from mmengine.config import Config
 
-    from taskdistill.tasks.gan.search.evaluate import build_model, supernet_config
+    from taskdistill.tasks.gan.generate import build_model
+    from taskdistill.tasks.gan.search.evaluate import supernet_config
 
     (tmp_path / "search_parts.py").write_text(PARTS)
     monkeypatch.syspath_prepend(tmp_path)

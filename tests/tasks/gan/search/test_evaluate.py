@@ -9,9 +9,9 @@ import torch
 pytest.importorskip("mmengine")
 
 from taskdistill.core.errors import CheckpointError, ConfigError  # noqa: E402
+from taskdistill.tasks.gan.generate import build_model
 from taskdistill.tasks.gan.search.evaluate import (  # noqa: E402
     SubnetEvaluator,
-    build_model,
     load_supernet,
 )
 from taskdistill.tasks.gan.search.outcome import subnet_config  # noqa: E402

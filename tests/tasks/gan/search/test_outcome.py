@@ -12,7 +12,8 @@ pytest.importorskip("mmengine")
 from mmengine.config import Config, ConfigDict  # noqa: E402
 
 from taskdistill.core.errors import ConfigError  # noqa: E402
-from taskdistill.tasks.gan.search.evaluate import build_model, load_supernet  # noqa: E402
+from taskdistill.tasks.gan.generate import build_model  # noqa: E402
+from taskdistill.tasks.gan.search.evaluate import load_supernet  # noqa: E402
 from taskdistill.tasks.gan.search.evolution import Criterion, SearchResult  # noqa: E402
 from taskdistill.tasks.gan.search.outcome import (  # noqa: E402
     OUTCOME_FILES,
