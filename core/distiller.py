@@ -6,7 +6,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,13 +22,15 @@ from .errors import (
     TeacherError,
     did_you_mean,
 )
-from .recipe import OUTPUTS, Pair, Progress, Recipe
-from .taps import Captured, Taps
+from .recipe import OUTPUTS, Pair, Progress, Recipe, members, output_name
+from .taps import Captured, Tap, Taps
 from .teacher import FrozenTeacher
 
 __all__ = ["Context", "Distiller", "Region", "Term", "check_finite", "default_outputs"]
 
 logger = logging.getLogger(__name__)
+
+Outputs = Mapping[str, Tensor | Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,9 @@ class Region:
 
     Args:
         weight: One non-negative number a position; 0 leaves it out. ``(P,)`` for outputs
-            ``(P, ...)``, or a map ``(B, H, W)`` for outputs and features ``(B, C, h, w)``, which is
-            read at the nearest place where its size is another.
+            ``(P, ...)``; ``(B, T)`` for sequences of tokens, in any form their loss knows or laid
+            out flat ``(B * T, K)``; or a map ``(B, H, W)`` for outputs and features
+            ``(B, C, h, w)``, which is read at the nearest place where its size is another.
         total: What the weighted sum is divided by; the sum of the weights by default. In
             data-parallel training, the mean of that sum over processes.
         average: Takes the mean over processes of a number; for maps, whose sum is known only at
@@ -56,7 +59,7 @@ class Context:
 
     Args:
         student: Outputs of the student by name; positions on the first axis, or maps
-            ``(B, C, H, W)``.
+            ``(B, C, H, W)``. Where there is one a layer, a sequence of them.
         teachers: Outputs of each teacher by name, on the same positions.
         regions: Regions by name.
         targets: Ground truth by output name, for losses that want it; of maps ``(B, H, W)``.
@@ -65,8 +68,8 @@ class Context:
             two sizes are an error.
     """
 
-    student: Mapping[str, Tensor] = field(default_factory=dict)
-    teachers: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    student: Outputs = field(default_factory=dict)
+    teachers: Mapping[str, Outputs] = field(default_factory=dict)
     regions: Mapping[str, Region] = field(default_factory=dict)
     targets: Mapping[str, Tensor] = field(default_factory=dict)
     images: Tensor | None = None
@@ -112,7 +115,9 @@ class Distiller(nn.Module):
         outputs: Names the outputs of a plain forward, for pairs on ``outputs.NAME``.
         reads: Further taps on the student, which a task's adapter makes its outputs from.
         default_region: Region of the outputs' pairs that name none, where their loss weighs
-            positions.
+            positions; one for all, or by the output's name.
+        adapted: Outputs that go through adapters, as taps do: features, which may differ in width.
+        teacher_reads: Further taps on each teacher, by its name.
 
     Raises:
         TapError: If a tap names no module.
@@ -134,9 +139,11 @@ class Distiller(nn.Module):
         student: nn.Module,
         teacher: nn.Module | FrozenTeacher | Mapping[str, nn.Module | FrozenTeacher],
         recipe: Recipe | list[dict[str, Any]],
-        outputs: Callable[[Any], Mapping[str, Tensor]] = default_outputs,
+        outputs: Callable[[Any], Outputs] = default_outputs,
         reads: Iterable[str] = (),
-        default_region: str | None = None,
+        default_region: str | Mapping[str, str] | None = None,
+        adapted: Iterable[str] = (),
+        teacher_reads: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         super().__init__()
         self.recipe = recipe if isinstance(recipe, Recipe) else Recipe.from_config(recipe)
@@ -153,13 +160,15 @@ class Distiller(nn.Module):
         # In a plain container, so that the student is not registered twice.
         self._student = (student,)
         tapped = [p for p in self.recipe.pairs if not p.is_output]
-        self._taps = Taps(student, [*(p.student for p in tapped), *reads])
+        self._adapted = frozenset(adapted)
+        self._taps = Taps(student, [*(tap for p in tapped for tap in members(p.student)), *reads])
         # Names only: taps hold their model, and a copy of this module (EMA) must not copy that.
         self._teacher_taps: dict[str, list[str]] = {name: [] for name in self.teachers}
         self._served = self.recipe.by_teacher(self.teachers)
         self._teacher_of = {p.name: n for n, pairs in self._served.items() for p in pairs}
         for name, pairs in self._served.items():
-            self._teacher_taps[name] = [p.teacher for p in pairs if not p.is_output]
+            own = [tap for p in pairs if not p.is_output for tap in members(p.teacher)]
+            self._teacher_taps[name] = [*own, *(teacher_reads or {}).get(name, ())]
             self.teachers[name].taps(self._teacher_taps[name])
         self._stop_after: dict[str, dict[tuple[str, str], int] | None] = {}
         self.adapters = nn.ModuleDict()
@@ -171,8 +180,7 @@ class Distiller(nn.Module):
         for pair in self.recipe.pairs:
             self._check_arguments(pair)
         self._region_of = {
-            p.name: p.region or (default_region if p.is_output and self._weighs(p) else None)
-            for p in self.recipe.pairs
+            p.name: p.region or self._default_region(p, default_region) for p in self.recipe.pairs
         }
         # What the adversarial pairs compared in the last batch, without a graph.
         self._played: dict[str, tuple[Tensor, Tensor, dict[str, Any]]] = {}
@@ -188,6 +196,23 @@ class Distiller(nn.Module):
     def pairs_of(self, teacher: str) -> list[Pair]:
         """The pairs that one teacher serves."""
         return self._served[teacher]
+
+    def region_of(self, pair: Pair) -> str | None:
+        """The region a pair is limited to, or averaged over by default."""
+        return self._region_of[pair.name]
+
+    def _default_region(self, pair: Pair, default: str | Mapping[str, str] | None) -> str | None:
+        if not pair.is_output or not self._weighs(pair):
+            return None
+        if default is None or isinstance(default, str):
+            return default
+        return default.get(output_name(members(pair.student)[0]))
+
+    def _adapts(self, pair: Pair) -> bool:
+        """Whether the two sides go through an adapter before they are compared."""
+        if len(members(pair.student)) > 1:
+            return False
+        return not pair.is_output or output_name(pair.student) in self._adapted
 
     def _weighs(self, pair: Pair) -> bool:
         """Whether the pair's loss takes a weight a position."""
@@ -207,11 +232,20 @@ class Distiller(nn.Module):
                 f"Pair {pair.name!r}: {loss} compares with the ground truth, which only outputs "
                 f"('{OUTPUTS}NAME') have; {pair.student!r} is a tap."
             )
+        if pair.is_output and not self._adapts(pair) and pair.adapter not in ("auto", "none"):
+            raise ConfigError(
+                f"Pair {pair.student!r} has adapter={pair.adapter!r}, but outputs are compared as "
+                f"they are; adapters go with taps{self._adapted_listing()}."
+            )
         if self._is_adversarial(pair) and not pair.is_output:
             raise ConfigError(
                 f"Pair {pair.name!r}: {loss} plays on outputs ('{OUTPUTS}NAME'); {pair.student!r} "
                 "is a tap."
             )
+
+    def _adapted_listing(self) -> str:
+        names = ", ".join(f"{OUTPUTS}{name}" for name in sorted(self._adapted))
+        return f" and with {names}" if names else ""
 
     def _is_adversarial(self, pair: Pair) -> bool:
         return getattr(self.losses[pair.name], "adversarial", False)
@@ -316,33 +350,47 @@ class Distiller(nn.Module):
         return found
 
     def _compare_outputs(self, pair: Pair, context: Context) -> Tensor:
-        student = _lookup(context.student, pair.student.removeprefix(OUTPUTS), "student output")
-        teacher = _lookup(
-            context.teachers.get(self._teacher_of[pair.name], {}),
-            pair.teacher.removeprefix(OUTPUTS),
-            "teacher output",
+        taught = context.teachers.get(self._teacher_of[pair.name], {})
+        tensors = self._match(
+            pair,
+            [_output(context.student, spec, "student output") for spec in members(pair.student)],
+            [_output(taught, spec, "teacher output") for spec in members(pair.teacher)],
         )
-        if student.shape != teacher.shape and context.match is not None:
-            teacher = context.match(student, teacher)
-        if student.shape != teacher.shape:
-            raise ShapeError(
-                f"Pair {pair.name!r}: student's {pair.student} is {tuple(student.shape)}, "
-                f"teacher's {pair.teacher} is {tuple(teacher.shape)}."
-            )
+        adapters = self._adapters_of(pair, len(tensors)) if self._adapts(pair) else None
+        values = []
+        for index, (student, teacher) in enumerate(tensors):
+            if adapters is not None:
+                student, teacher = adapters[index](student, teacher)
+            values.append(self._compare_output(pair, student, teacher, context))
+        return values[0] if len(values) == 1 else torch.stack(values).mean()
+
+    def _compare_output(self, pair: Pair, student: Any, teacher: Any, context: Context) -> Tensor:
+        free = getattr(self.losses[pair.name], "any_channels", False)
+        if isinstance(student, Tensor) and not free:
+            if student.shape != teacher.shape and context.match is not None:
+                teacher = context.match(student, teacher)
+            if student.shape != teacher.shape:
+                raise ShapeError(
+                    f"Pair {pair.name!r}: student's {pair.student} is {tuple(student.shape)}, "
+                    f"teacher's {pair.teacher} is {tuple(teacher.shape)}."
+                )
         takes, extra = self._forward_args[pair.name], {}
         if "target" in takes:
-            name = pair.student.removeprefix(OUTPUTS)
-            target = _lookup(context.targets, name, "target")
+            target = _lookup(context.targets, output_name(pair.student), "target")
             is_map = target.ndim == 3 and student.ndim == 4
             extra["target"] = _nearest(target, student.shape[2:]) if is_map else target
         region = self._region(pair, context)
+        if region is not None and isinstance(student, Tensor):
+            region = _laid_out(region, student)
         if region is not None and region.weight.ndim == 3:
             extra.update(self._on_map(pair, region, student))
+        elif region is not None and region.weight.ndim == 2 and _is_sequence(student):
+            extra.update(weight=region.weight, total=region.total)
         elif region is not None:
             if region.weight.shape != student.shape[:1]:
                 raise ShapeError(
-                    f"Pair {pair.name!r}: region {pair.region!r} has weights of shape "
-                    f"{tuple(region.weight.shape)}, expected one for each of the "
+                    f"Pair {pair.name!r}: region {self._region_of[pair.name]!r} has weights of "
+                    f"shape {tuple(region.weight.shape)}, expected one for each of the "
                     f"{len(student)} positions of {pair.student} {tuple(student.shape)}."
                 )
             total = region.weight.sum() if region.total is None else region.total
@@ -378,29 +426,50 @@ class Distiller(nn.Module):
     def _compare_taps(
         self, pair: Pair, student: Captured, teacher: Captured, context: Context
     ) -> Tensor:
+        tensors = self._match_taps(pair, student, teacher)
+        adapters = self._adapters_of(pair, len(tensors)) if self._adapts(pair) else None
+        region, values = self._region(pair, context), []
+        for index, (s, t) in enumerate(tensors):
+            parts = s if isinstance(s, tuple) else (s,)
+            if torch.is_grad_enabled() and not any(part.requires_grad for part in parts):
+                raise TapError(
+                    f"Pair {pair.name!r}: no gradient reaches the student's {pair.student!r} (a "
+                    "frozen stage?), so the pair could teach nothing. Tap a layer that is trained."
+                )
+            if adapters is not None:
+                s, t = adapters[index](s, t)
+            values.append(self.losses[pair.name](s, t, **self._on_tap(pair, region, parts[0])))
+        return torch.stack(values).mean()
+
+    def _on_tap(self, pair: Pair, region: Region | None, student: Tensor) -> dict[str, Any]:
+        """What a loss of tapped tensors is given of a region."""
+        if region is None:
+            return {}
+        region = _laid_out(region, student)
+        if region.weight.ndim == 3:
+            return self._on_map(pair, region, student)
+        if region.weight.shape != student.shape[: region.weight.ndim]:
+            raise ShapeError(
+                f"Pair {pair.name!r}: region {self._region_of[pair.name]!r} has weights of shape "
+                f"{tuple(region.weight.shape)}, but {pair.student!r} is {tuple(student.shape)}; "
+                "its first axes must be the same."
+            )
+        return dict(weight=region.weight, total=region.total)
+
+    def _adapters_of(self, pair: Pair, tensors: int) -> list[nn.Module]:
+        """The adapters of a pair, one for each tensor."""
         if pair.name not in self.adapters:
             raise DistillError(
                 f"Pair {pair.name!r} has no adapters yet. Call Distiller.setup with an example "
                 "batch before training."
             )
-        tensors = self._match(pair, student, teacher)
         adapters = list(self.adapters[pair.name].children())
-        if len(adapters) != len(tensors):
+        if len(adapters) != tensors:
             raise ShapeError(
-                f"Pair {pair.name!r}: {pair.student!r} gives {len(tensors)} tensors, but gave "
+                f"Pair {pair.name!r}: {pair.student!r} gives {tensors} tensors, but gave "
                 f"{len(adapters)} in Distiller.setup. Run setup on a batch like those of training."
             )
-        region, values = self._region(pair, context), []
-        for adapter, (s, t) in zip(adapters, tensors, strict=True):
-            if torch.is_grad_enabled() and not s.requires_grad:
-                raise TapError(
-                    f"Pair {pair.name!r}: no gradient reaches the student's {pair.student!r} (a "
-                    "frozen stage?), so the pair could teach nothing. Tap a layer that is trained."
-                )
-            s, t = adapter(s, t)
-            extra = {} if region is None else self._on_map(pair, region, s)
-            values.append(self.losses[pair.name](s, t, **extra))
-        return torch.stack(values).mean()
+        return adapters
 
     def critic_losses(self) -> dict[str, dict[str, Tensor]]:
         """What the critics minimise, on the maps that :meth:`terms` compared last.
@@ -416,17 +485,34 @@ class Distiller(nn.Module):
             for name, (student, teacher, extra) in self._played.items()
         }
 
-    def _match(
+    def _match_taps(
         self, pair: Pair, student: Captured, teacher: Captured
-    ) -> list[tuple[Tensor, Tensor]]:
-        ours, theirs = student.tensors(pair.student), teacher.tensors(pair.teacher)
-        if len(ours) != len(theirs):
+    ) -> list[tuple[Any, Any]]:
+        return self._match(
+            pair,
+            [student.tensors(spec) for spec in members(pair.student)],
+            [teacher.tensors(spec) for spec in members(pair.teacher)],
+        )
+
+    def _match(
+        self, pair: Pair, student: Sequence[list[Tensor]], teacher: Sequence[list[Tensor]]
+    ) -> list[tuple[Any, Any]]:
+        """Pair the tensors of both sides; a side of joined ones gives a tuple each."""
+        for ours, theirs in zip(student, teacher, strict=True):
+            if len(ours) != len(theirs):
+                raise ShapeError(
+                    f"Pair {pair.name!r}: the student's {pair.student!r} gives {len(ours)} "
+                    f"tensors, the teacher's {pair.teacher!r} {len(theirs)}. Select matching ones, "
+                    f"e.g. '{members(pair.student)[0]}[0:{min(len(ours), len(theirs))}]'."
+                )
+        if len({len(tensors) for tensors in student}) > 1:
             raise ShapeError(
-                f"Pair {pair.name!r}: the student's {pair.student!r} gives {len(ours)} tensors, "
-                f"the teacher's {pair.teacher!r} {len(theirs)}. Select matching ones, e.g. "
-                f"'{pair.student}[0:{min(len(ours), len(theirs))}]'."
+                f"Pair {pair.name!r}: the parts of {pair.student!r} give "
+                f"{[len(tensors) for tensors in student]} tensors; expected as many each."
             )
-        return list(zip(ours, theirs, strict=True))
+        if len(student) == 1:
+            return list(zip(student[0], teacher[0], strict=True))
+        return list(zip(zip(*student, strict=True), zip(*teacher, strict=True), strict=True))
 
     def _parameters_of(self, pair: Pair) -> list[nn.Parameter]:
         modules = [] if self._is_adversarial(pair) else [self.losses[pair.name]]
@@ -468,14 +554,15 @@ class Distiller(nn.Module):
                 for name, teacher in self.teachers.items():
                     taps = teacher.taps(self._teacher_taps[name])
                     call = teacher_forward(name)
-                    asked, _ = self._observe_stable(taps, teacher.run, call, *args, **kwargs)
+                    asked, answer = self._observe_stable(taps, teacher.run, call, *args, **kwargs)
                     # The rest of the forward is needed only where its output is compared.
                     pairs = self._served[name]
                     tapped_only = bool(pairs) and not any(p.is_output for p in pairs)
                     self._stop_after[name] = asked.counts() if tapped_only else None
-                    for pair in pairs:
-                        if not pair.is_output:
-                            self._make_adapters(pair, seen, asked)
+                    for pair in filter(self._adapts, pairs):
+                        self._make_adapters(
+                            pair, self._examples(pair, (seen, output), (asked, answer))
+                        )
         finally:
             for module, mode in modes.items():
                 module.training = mode
@@ -510,18 +597,30 @@ class Distiller(nn.Module):
         pairs = [p for p in self.recipe.pairs if self._is_adversarial(p)]
         found = self._outputs(output) if pairs else {}
         for pair in pairs:
-            example = _lookup(found, pair.student.removeprefix(OUTPUTS), "student output")
+            example = _lookup(found, output_name(pair.student), "student output")
             image = args[0] if args and isinstance(args[0], Tensor) else None
             self.losses[pair.name].prepare(example, image)  # type: ignore[operator]
 
-    def _make_adapters(self, pair: Pair, student: Captured, teacher: Captured) -> None:
+    def _examples(
+        self, pair: Pair, student: tuple[Captured, Any], teacher: tuple[Captured, Any]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """What a pair compares, of one batch: what the taps saw, or outputs."""
+        if not pair.is_output:
+            return self._match_taps(pair, student[0], teacher[0])
+        return self._match(
+            pair,
+            [_output(self._outputs(student[1]), pair.student, "student output")],
+            [_output(self._outputs(teacher[1]), pair.teacher, "teacher output")],
+        )
+
+    def _make_adapters(self, pair: Pair, examples: Sequence[tuple[Tensor, Tensor]]) -> None:
         made = nn.ModuleList()
         kind = pair.adapter
         if kind == "auto" and getattr(self.losses[pair.name], "any_channels", False):
             # The method compares what does not depend on the width: a projection would be trained
             # to please it.
             kind = "resize"
-        for index, (s, t) in enumerate(self._match(pair, student, teacher)):
+        for index, (s, t) in enumerate(examples):
             try:
                 adapter = make_adapter(s, t, kind)
             except ShapeError as error:
@@ -529,6 +628,29 @@ class Distiller(nn.Module):
             made.append(adapter)
             logger.info("Pair %s[%d]: %s.", pair.name, index, describe(adapter, s, t))
         self.adapters[pair.name] = made
+
+
+def _output(values: Outputs, spec: str, what: str) -> list[Tensor]:
+    """The tensors that ``outputs.NAME[selection]`` stands for."""
+    value = _lookup(values, output_name(spec), what)
+    tap = Tap.parse(spec)
+    if isinstance(value, Tensor):
+        if tap.select is not None:
+            raise ConfigError(f"{what.capitalize()} {spec!r} is one tensor: nothing to select.")
+        return [value]
+    return tap.choose(list(value), spec)
+
+
+def _is_sequence(student: Any) -> bool:
+    return not isinstance(student, Tensor) or student.ndim > 2
+
+
+def _laid_out(region: Region, student: Tensor) -> Region:
+    """A region of tokens as flat as the tensor it is of."""
+    weight = region.weight
+    if weight.ndim == 2 and student.ndim == 2 and len(student) == weight.numel():
+        return replace(region, weight=weight.flatten())
+    return region
 
 
 def _nearest(values: Tensor, size: Sequence[int]) -> Tensor:

@@ -9,7 +9,10 @@ A recipe is data, one line a pair::
 
 ``student`` and ``teacher`` are taps (:mod:`.taps`); a name under ``outputs.`` is something that
 the task's adapter computes from the network's head, with targets and regions beside it. Whatever
-key is not listed in :class:`Pair` is an argument of the loss.
+key is not listed in :class:`Pair` is an argument of the loss. Where a loss compares several tensors
+a side at once (queries and keys, two maps), they are joined by ``+``, or given as a list::
+
+    dict(student="outputs.queries[-1] + outputs.keys[-1]", loss="AttentionQK")
 """
 
 from __future__ import annotations
@@ -29,10 +32,39 @@ from .adapters import ADAPTERS
 from .errors import ConfigError, did_you_mean
 from .taps import Tap
 
-__all__ = ["OUTPUTS", "Pair", "Progress", "Recipe", "Stage", "resolve_loss"]
+__all__ = [
+    "OUTPUTS",
+    "Pair",
+    "Progress",
+    "Recipe",
+    "Stage",
+    "members",
+    "output_name",
+    "resolve_loss",
+]
 
 OUTPUTS = "outputs."
 """Prefix of what a task computes, as opposed to what a module returns."""
+
+
+def members(spec: str) -> list[str]:
+    """The taps or outputs that one side of a pair joins.
+
+    Example:
+        >>> members("layer1 + layer2[0]")
+        ['layer1', 'layer2[0]']
+    """
+    return [part.strip() for part in spec.split("+")]
+
+
+def output_name(spec: str) -> str:
+    """The name of an output, without prefix and selection.
+
+    Example:
+        >>> output_name("outputs.hidden_states[1:]")
+        'hidden_states'
+    """
+    return spec.removeprefix(OUTPUTS).partition("[")[0]
 
 
 @dataclass(frozen=True)
@@ -69,7 +101,8 @@ class Pair:
     """One line of a recipe.
 
     Args:
-        student: Tap on the student, or ``outputs.NAME``.
+        student: Tap on the student, or ``outputs.NAME``; several, joined by ``+`` or as a list, for
+            a loss that compares several tensors a side at once.
         loss: Name of a class of :mod:`taskdistill.core.losses`, ``"package.module:Class"``, or a
             module.
         teacher: Tap on the teacher; the student's by default.
@@ -118,6 +151,9 @@ class Pair:
                 near = did_you_mean(key, [k for k in config if k not in known])
                 raise ConfigError(f"Pair {dict(config)} has no {key!r}.{near}")
         own = {key: config[key] for key in known & set(config)}
+        for key in ("student", "teacher"):
+            if isinstance(own.get(key), (list, tuple)):
+                own[key] = " + ".join(map(str, own[key]))
         options = {key: value for key, value in config.items() if key not in known}
         return cls(**own, options=options).completed()
 
@@ -213,8 +249,8 @@ class Recipe:
     @property
     def outputs(self) -> set[str]:
         """Names of the outputs that some pair compares."""
-        taps = [tap for p in self.pairs if p.is_output for tap in (p.student, p.teacher)]
-        return {tap.removeprefix(OUTPUTS) for tap in taps}
+        sides = [side for p in self.pairs if p.is_output for side in (p.student, p.teacher)]
+        return {output_name(tap) for side in sides for tap in members(side)}
 
     @property
     def regions(self) -> set[str]:
@@ -344,23 +380,30 @@ def _check_pair(pair: Pair) -> None:
         if not isinstance(getattr(pair, key), str):
             raise ConfigError(f"{key}={getattr(pair, key)!r} of a pair is no string.")
     ours, theirs = pair.student, pair.teacher
-    if pair.is_output != theirs.startswith(OUTPUTS):
+    taps = [*members(ours), *members(theirs)]
+    if len({tap.startswith(OUTPUTS) for tap in taps}) > 1:
         raise ConfigError(
             f"Pair matches the student's {ours!r} with the teacher's {theirs!r}; an output can "
             "only be matched with an output."
         )
-    if not pair.is_output:
-        Tap.parse(ours)
-        Tap.parse(theirs)
+    if len(members(ours)) != len(members(theirs)):
+        raise ConfigError(
+            f"Pair joins {len(members(ours))} of the student ({ours!r}) and "
+            f"{len(members(theirs))} of the teacher ({theirs!r}); expected as many."
+        )
+    for tap in taps:
+        if tap.startswith(OUTPUTS) and Tap.parse(tap).side == "input":
+            raise ConfigError(f"Output {tap!r} of a pair has no input to read.")
+        Tap.parse(tap)
     if pair.adapter not in ADAPTERS:
         raise ConfigError(
             f"adapter={pair.adapter!r} of pair {ours!r} is not one of {ADAPTERS}."
             f"{did_you_mean(str(pair.adapter), ADAPTERS)}"
         )
-    if pair.is_output and pair.adapter not in ("auto", "none"):
+    if len(members(ours)) > 1 and pair.adapter not in ("auto", "none"):
         raise ConfigError(
-            f"Pair {ours!r} has adapter={pair.adapter!r}, but outputs are compared as they are; "
-            "adapters go with taps."
+            f"Pair {ours!r} has adapter={pair.adapter!r}, but joined tensors are compared as they "
+            "are; adapters go with a single one."
         )
     for key in ("weight", "start", "warmup", "stop"):
         value = getattr(pair, key)

@@ -4,6 +4,7 @@ A *tap* is written as one string::
 
     neck                    every tensor the module ``neck`` returns, of every call
     neck[0]   neck[1:3]     the first tensor; the second and third
+    neck[0,2,-1]            these, in this order
     head.conv@input         what went into the module instead of what came out
     backbone.layer*         a glob over one name; ``**`` crosses dots
 
@@ -25,7 +26,7 @@ from .errors import TapError, did_you_mean
 
 __all__ = ["Captured", "Tap", "Taps", "flatten_tensors"]
 
-_SPEC = re.compile(r"^(?P<path>[^@\[\]]+)(?:@(?P<side>\w+))?(?:\[(?P<select>[-\d:]+)\])?$")
+_SPEC = re.compile(r"^(?P<path>[^@\[\]]+)(?:@(?P<side>\w+))?(?:\[(?P<select>[-\d:,]+)\])?$")
 
 
 class _StopForward(BaseException):
@@ -64,7 +65,7 @@ class Tap:
 
     path: str
     side: str = "output"
-    select: slice | None = None
+    select: slice | tuple[int, ...] | None = None
 
     @classmethod
     def parse(cls, spec: str) -> Tap:
@@ -110,11 +111,33 @@ class Tap:
             )
         return found
 
+    def choose(self, tensors: list[Tensor], spec: str) -> list[Tensor]:
+        """Return the selected ones of what was read.
 
-def _parse_select(spec: str, text: str | None) -> slice | None:
+        Raises:
+            TapError: If there are no such.
+        """
+        try:
+            if isinstance(self.select, tuple):
+                chosen = [tensors[index] for index in self.select]
+            else:
+                chosen = tensors if self.select is None else tensors[self.select]
+        except IndexError:
+            chosen = []
+        if not chosen:
+            raise TapError(
+                f"Tap {spec!r} selects none of the {len(tensors)} tensors read there, or one that "
+                "is not among them."
+            )
+        return chosen
+
+
+def _parse_select(spec: str, text: str | None) -> slice | tuple[int, ...] | None:
     if text is None:
         return None
     try:
+        if "," in text:
+            return tuple(int(part) for part in text.split(","))
         parts = [int(part) if part else None for part in text.split(":")]
         if len(parts) == 1 and parts[0] is not None:
             index = parts[0]
@@ -123,7 +146,7 @@ def _parse_select(spec: str, text: str | None) -> slice | None:
             return slice(*parts)
     except ValueError:
         pass
-    raise TapError(f"Selection [{text}] of tap {spec!r} is no index and no slice.")
+    raise TapError(f"Selection [{text}] of tap {spec!r} is no index, list of indices or slice.")
 
 
 def _glob_to_regex(path: str) -> re.Pattern[str]:
@@ -173,12 +196,7 @@ class Captured:
 
     def tensors(self, spec: str) -> list[Tensor]:
         """Return the tapped tensors, flattened over calls and nesting, after the selection."""
-        tensors = flatten_tensors(self.calls(spec))
-        select = Tap.parse(spec).select
-        chosen = tensors if select is None else tensors[select]
-        if not chosen:
-            raise TapError(f"Tap {spec!r} selects none of the {len(tensors)} tensors read there.")
-        return chosen
+        return Tap.parse(spec).choose(flatten_tensors(self.calls(spec)), spec)
 
     def counts(self) -> dict[tuple[str, str], int]:
         """Return how often each tapped module was called."""

@@ -33,8 +33,17 @@ from taskdistill.core.errors import (
     TapError,
     TeacherError,
 )
-from taskdistill.core.losses import Hint, bounded_regression, hint, kl_div
+from taskdistill.core.losses import (
+    Hint,
+    attention_qk,
+    bounded_regression,
+    fsp,
+    hidden_state_transfer,
+    hint,
+    kl_div,
+)
 from taskdistill.core.recipe import Progress, Recipe
+from taskdistill.core.taps import Taps
 from taskdistill.core.teacher import FrozenTeacher
 
 HINT = {"student": "stem", "loss": "Hint", "name": "hint"}
@@ -558,7 +567,7 @@ def test_no_positions_at_all():
     total(terms).backward()
 
 
-@pytest.mark.parametrize("shape", [(5,), (7,), (6, 1), ()])
+@pytest.mark.parametrize("shape", [(5,), (7,), (5, 2), ()])
 def test_a_region_of_another_length(shape: tuple[int, ...]):
     with pytest.raises(ShapeError, match=r"region 'main'.*for each of the 6 positions"):
         compare(
@@ -1021,3 +1030,128 @@ def test_a_critic_judges_outputs_only():
 
 if __name__ == "__main__":
     _train_one_rank(int(sys.argv[1]), Path(sys.argv[2]))
+
+
+# -- one output a layer, tokens, joined tensors ----------------------------------------------------
+
+
+def layered(
+    pairs: list[dict], student: Any, teacher: Any, region: Any = None, **options: Any
+) -> Any:
+    """The terms of outputs given by hand, adapters made from their shapes."""
+    distiller = Distiller(
+        nn.Linear(1, 1), nn.Linear(1, 1), pairs, outputs=lambda found: found, **options
+    )
+    distiller.setup(lambda: student, lambda name: lambda: teacher)
+    context = Context(student=student, teachers={"teacher": teacher}, regions=region or {})
+    empty = Taps(nn.Identity(), [])
+    with empty.capture() as captured:
+        pass
+    return distiller, distiller.terms(captured, {"teacher": captured}, context, Progress())
+
+
+def states(layers: int, width: int = 4, tokens: int = 3) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.randn(2, tokens, width) for _ in range(layers))
+
+
+def test_layers_are_selected_and_averaged():
+    ours, theirs = states(3), states(5)
+    line = dict(
+        student="outputs.h[1,2]", teacher="outputs.h[2,4]", loss="HiddenStateTransfer", name="term"
+    )
+    _, terms = layered([line], {"h": ours}, {"h": theirs})
+    expected = (
+        hidden_state_transfer(ours[1], theirs[2]) + hidden_state_transfer(ours[2], theirs[4])
+    ) / 2
+    torch.testing.assert_close(terms["term"].raw, expected)
+
+
+def test_as_many_layers_on_both_sides():
+    line = dict(student="outputs.h[1:]", loss="HiddenStateTransfer")
+    with pytest.raises(ShapeError, match="gives 2 tensors, the teacher's .* 4"):
+        layered([line], {"h": states(3)}, {"h": states(5)})
+    with pytest.raises(TapError, match="selects none of the 3"):
+        layered([{**line, "student": "outputs.h[7]"}], {"h": states(3)}, {"h": states(5)})
+
+
+def test_a_single_output_has_nothing_to_select():
+    line = dict(student="outputs.logits[0]", loss="KLDivergence")
+    with pytest.raises(ConfigError, match="is one tensor"):
+        layered([line], {"logits": torch.zeros(2, 3)}, {"logits": torch.zeros(2, 3)})
+
+
+def test_an_adapted_output_gets_one_adapter_a_layer():
+    line = dict(student="outputs.h[0,1]", loss="HiddenStateTransfer", name="term")
+    distiller, terms = layered(
+        [line], {"h": states(2, width=3)}, {"h": states(2, width=5)}, adapted=["h"]
+    )
+    weights = [p.shape for n, p in distiller.adapters.named_parameters() if n.endswith("weight")]
+    assert [tuple(shape[:2]) for shape in weights] == [(5, 3), (5, 3)]
+    terms["term"].weighted.backward()
+    assert all(p.grad is not None for p in distiller.partner_parameters())
+
+
+def test_an_output_of_another_width_that_is_not_adapted():
+    line = dict(student="outputs.h[0]", loss="HiddenStateTransfer", name="term")
+    with pytest.raises(ShapeError, match="student's outputs.h"):
+        layered([line], {"h": states(1, width=3)}, {"h": states(1, width=5)})
+
+
+def test_an_adapter_where_none_can_be():
+    line = dict(student="outputs.h[0]", loss="HiddenStateTransfer", adapter="conv1x1")
+    with pytest.raises(ConfigError, match="adapters go with taps and with outputs.g"):
+        layered([line], {"h": states(1)}, {"h": states(1)}, adapted=["g"])
+
+
+def test_tokens_that_count():
+    ours, theirs = states(1), states(1)
+    mask = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    line = dict(student="outputs.h[0]", loss="HiddenStateTransfer", name="term")
+    _, terms = layered(
+        [line],
+        {"h": ours},
+        {"h": theirs},
+        {"tokens": Region(mask, torch.tensor(6.0))},
+        default_region={"h": "tokens"},
+    )
+    expected = hidden_state_transfer(ours[0], theirs[0], mask=mask, total=6.0)
+    torch.testing.assert_close(terms["term"].raw, expected)
+
+
+def test_tokens_of_logits_laid_out_flat():
+    ours, theirs = torch.randn(6, 5), torch.randn(6, 5)
+    mask = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    line = dict(student="outputs.logits", loss="KLDivergence", region="tokens", name="term")
+    _, terms = layered([line], {"logits": ours}, {"logits": theirs}, {"tokens": Region(mask)})
+    kept = [0, 1, 3]
+    torch.testing.assert_close(terms["term"].raw, kl_div(ours[kept], theirs[kept]))
+
+
+def test_joined_outputs_go_to_the_loss_together():
+    def vectors(heads: int = 2) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.randn(2, heads, 3, 4) for _ in range(2))
+
+    ours = {"q": vectors(), "k": vectors()}
+    theirs = {"q": vectors(), "k": vectors()}
+    line = dict(student=["outputs.q[1]", "outputs.k[1]"], loss="AttentionQK", name="term")
+    _, terms = layered([line], ours, theirs)
+    expected = attention_qk((ours["q"][1], ours["k"][1]), (theirs["q"][1], theirs["k"][1]))
+    torch.testing.assert_close(terms["term"].raw, expected)
+
+
+def test_joined_taps_go_to_the_loss_together():
+    student, teacher = (nn.Sequential(nn.Conv2d(2, 3, 1), nn.Conv2d(3, 4, 1)) for _ in range(2))
+    distiller = Distiller(student, teacher, [dict(student="0 + 1", loss="FSP", name="term")])
+    x = torch.randn(2, 2, 5, 5)
+    _, terms = distiller(x)
+    expected = fsp((student[0](x), student(x)), (teacher[0](x), teacher(x)))
+    torch.testing.assert_close(terms["term"].raw, expected)
+    terms["term"].weighted.backward()
+    assert student[0].weight.grad is not None
+
+
+def test_a_loss_that_takes_any_width_is_given_them_as_they_are():
+    ours, theirs = torch.rand(1, 2, 3, 3).softmax(-1), torch.rand(1, 4, 3, 3).softmax(-1)
+    line = dict(student="outputs.a[0]", loss="AttentionMap", heads="mean", name="term")
+    _, terms = layered([line], {"a": (ours,)}, {"a": (theirs,)})
+    assert terms["term"].raw > 0

@@ -164,7 +164,10 @@ def test_pairs_made_in_python_are_completed_and_checked_too():
         (output_line(temperature=-1.0), "temperature must be"),
         (output_line(temperature="hot"), "KLDivergence cannot be made from .*hot"),
         (line(adapter="conv1x2"), "adapter='conv1x2'.*Did you mean 'conv1x1'"),
-        (output_line(adapter="conv1x1"), "adapters go with taps"),
+        (line(student="a + b", teacher="a + b", adapter="conv1x1"), "joined tensors are compared"),
+        (line(student="a + b", teacher="a"), "joins 2 of the student .* and 1 of the teacher"),
+        (line(student="a + outputs.b"), "only be matched with an output"),
+        (output_line(student="outputs.a@input"), "has no input to read"),
         (line(teacher="outputs.cls"), "only be matched with an output"),
         (output_line(teacher="neck"), "only be matched with an output"),
         (line(weight="1"), "weight of pair 'neck' is '1', which is no number"),
@@ -291,3 +294,9 @@ def test_one_stage_is_no_stage():
     recipe = Recipe.from_config([line()])
     assert recipe.stage(Progress(5, 5)) is None
     assert recipe.task_weight(Progress(5, 5)) == 1.0
+
+
+def test_joined_taps_may_be_a_list():
+    pair = Pair.from_config(dict(student=["outputs.q[-1]", "outputs.k[-1]"], loss="AttentionQK"))
+    assert pair.student == pair.teacher == "outputs.q[-1] + outputs.k[-1]"
+    assert Recipe.from_config([pair]).outputs == {"q", "k"}

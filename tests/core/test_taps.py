@@ -405,3 +405,13 @@ def test_new_hooks_do_not_make_a_model_be_compiled_anew():
         frames.append(torch._dynamo.utils.counters["frames"]["total"])
     assert frames[0] > 0
     assert frames[0] == frames[-1]
+
+
+def test_a_list_of_tensors_in_its_own_order():
+    net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4), nn.Linear(4, 5))
+    taps = Taps(net, ["*[2,0,-1]", "*[0,3]"])
+    with taps.capture() as captured:
+        net(torch.ones(1, 2))
+    assert [t.shape[1] for t in captured.tensors("*[2,0,-1]")] == [5, 3, 5]
+    with pytest.raises(TapError, match="one that is not among them"):
+        captured.tensors("*[0,3]")
