@@ -23,8 +23,10 @@ TASKS = {
     "detection": "taskdistill.tasks.detection.demo:DetectionDemo",
     "gan": "taskdistill.tasks.gan.demo:GanDemo",
     "maps": "taskdistill.tasks.gan.demo:MapsTable",
+    "nlp": "taskdistill.tasks.nlp.demo:NlpDemo",
     "restyle": "taskdistill.tasks.gan.demo:RestyleDemo",
     "segmentation": "taskdistill.tasks.segmentation.demo:SegmentationDemo",
+    "sst2": "taskdistill.tasks.nlp.demo:Sst2Table",
 }
 
 
@@ -78,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         # Imported late: they take seconds, which --help and a mistyped option need not wait for.
         # What they print about optional parts is of no use here.
         with redirect_stdout(io.StringIO()):
-            from taskdistill.tasks.openmm.demo import DemoOptions, run_demo
+            from taskdistill.tasks.common.demo import DemoOptions, run_demo
 
             module, _, name = TASKS[args.task].partition(":")
             task = getattr(importlib.import_module(module), name)()

@@ -10,8 +10,9 @@ from mmengine.config import Config
 from PIL import Image
 from torch import nn
 
-from ..openmm.demo import Metric, MmDemoTask
-from ..openmm.demo.report import Gallery, Mark, Picture
+from ..common.demo import Metric
+from ..common.demo.report import Gallery, Mark, Picture
+from ..openmm.demo import MmDemoTask
 
 IMAGES = 8
 MIN_OBJECTS = 2

@@ -16,11 +16,12 @@ from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 from torch import Tensor, nn
 
+from ..common.demo import DemoOptions, Metric
+from ..common.demo.jobs import EVALUATION_DIR, Job
+from ..common.demo.report import Figure, Gallery, Picture, Section
 from ..openmm.config import load_config
-from ..openmm.demo import DemoOptions, DemoTask, Metric
-from ..openmm.demo.jobs import EVALUATION_DIR, Job
-from ..openmm.demo.report import Figure, Gallery, Picture, Section
-from ..openmm.demo.run import option_text, signature, training_length
+from ..openmm.demo import MmTask
+from ..openmm.demo.task import option_text, signature, training_length
 from .generate import build_translator
 
 __all__ = ["GanDemo", "MapsTable", "RestyleDemo", "picture"]
@@ -30,7 +31,7 @@ IMAGES = 10
 _SMALL = 320  # pictures less wide than this are enlarged in sharp squares
 
 
-class GanDemo(DemoTask):
+class GanDemo(MmTask):
     """Outlines of digits, filled: teacher, student alone and student distilled."""
 
     name = "gan"
@@ -226,7 +227,9 @@ class MapsTable(GanDemo):
             ]
         return made
 
-    def further_sections(self, jobs: Sequence[Job]) -> list[Section]:
+    def further_sections(
+        self, jobs: Sequence[Job], models: Mapping[str, nn.Module]
+    ) -> list[Section]:
         """The front of each search: cost against distance."""
         figures = []
         for job in jobs:

@@ -22,9 +22,7 @@ from torch import nn
 
 from ...core.errors import ConfigError, ShapeError
 from ...core.teacher import load_weights
-from .adapter import task_of
-from .config import load_config, plain_config
-from .cost import (
+from ..common.cost import (
     MAC_CONVENTION,
     available_cores,
     count_parameters,
@@ -32,7 +30,9 @@ from .cost import (
     median_latency,
     peak_memory,
 )
-from .demo.files import write_json
+from ..common.demo.files import write_json
+from .adapter import task_of
+from .config import load_config, plain_config
 from .teacher import SAFE_GLOBALS
 
 __all__ = [

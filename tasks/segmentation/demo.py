@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from ..openmm.demo import Metric, MmDemoTask
-from ..openmm.demo.report import Gallery, Picture
+from ..common.demo import Metric
+from ..common.demo.report import Gallery, Picture
+from ..openmm.demo import MmDemoTask
 from .metrics import PREFIX
 
 __all__ = ["CamVidTable", "SegmentationDemo", "blend", "change_map", "spread_out"]

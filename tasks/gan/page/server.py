@@ -27,8 +27,8 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from ....core.errors import ConfigError, DataError, DistillError, ShapeError
+from ...common.cost import count_macs, count_parameters, median_latency
 from ...openmm.config import load_config
-from ...openmm.cost import count_macs, count_parameters, median_latency
 from ...openmm.profile import format_count, input_shape
 from ..data.preprocessor import from_pixels, to_pixels
 from ..export import WHICH, build_generator

@@ -25,10 +25,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ....core.errors import ConfigError, DistillError, did_you_mean
+from ...common.cost import available_cores
+from ...common.demo.files import exclusive
+from ...common.demo.jobs import clock
 from ...openmm.config import load_config
-from ...openmm.cost import available_cores
-from ...openmm.demo.files import exclusive
-from ...openmm.demo.jobs import clock
 from ...openmm.teacher import read_model_config
 from .evaluate import SubnetEvaluator, load_supernet, supernet_config
 from .evolution import METHODS, Criterion, Search, SearchResult, Standing

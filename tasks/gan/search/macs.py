@@ -11,7 +11,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from ....core.errors import ConfigError, ShapeError
-from ...openmm.cost import count_macs
+from ...common.cost import count_macs
 from .space import Channels, ChannelSpace, encode
 
 __all__ = ["MacsTable", "macs_of", "parse_budget", "plain_generator"]

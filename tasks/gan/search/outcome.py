@@ -13,9 +13,9 @@ import torch
 from mmengine.config import Config, ConfigDict
 
 from ....core.errors import ConfigError
-from ...openmm.cost import MAC_CONVENTION, count_parameters
-from ...openmm.demo.files import write_json, write_text
-from ...openmm.demo.run import shortened
+from ...common.cost import MAC_CONVENTION, count_parameters
+from ...common.demo.files import write_json, write_text
+from ...openmm.demo.task import shortened
 from ...openmm.teacher import read_mm_checkpoint
 from ..generate import build_model
 from ..hooks import SIDE_ENTRY

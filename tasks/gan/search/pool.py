@@ -17,7 +17,7 @@ import torch
 
 from ....core import errors
 from ....core.errors import ConfigError, DistillError
-from ...openmm.cost import available_cores
+from ...common.cost import available_cores
 from .space import Channels, encode
 
 __all__ = ["EvaluationPool"]

@@ -1,15 +1,12 @@
-"""What the demos of all mmengine tasks share: train teacher and students, compare, report.
+"""What the demos of all mmengine tasks share, on top of ``taskdistill.tasks.common.demo``.
 
-``run.py`` has the course of a demo, ``jobs.py`` the queue of training processes, ``progress.py``
-its display, ``results.py`` the figures, ``comparison.py`` the models side by side, ``cost.py``
-parameters, multiply-accumulates and latency, ``report.py`` the page. A task adds one subclass of
-:class:`DemoTask`, or of :class:`MmDemoTask` (``library.py``) where its configs are an mm library's.
+``task.py`` trains by mmengine's configs (:class:`MmTask`); ``library.py`` takes data, models and
+predictions from them as well, where they are an mm library's (:class:`MmDemoTask`).
 """
 
 from __future__ import annotations
 
-from .comparison import Metric
 from .library import MmDemoTask
-from .run import DemoOptions, DemoTask, run_demo
+from .task import MmTask
 
-__all__ = ["DemoOptions", "DemoTask", "Metric", "MmDemoTask", "run_demo"]
+__all__ = ["MmDemoTask", "MmTask"]

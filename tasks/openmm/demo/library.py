@@ -18,12 +18,12 @@ from torch import nn
 
 from ....core.teacher import load_weights
 from ..teacher import SAFE_GLOBALS
-from .run import DemoTask
+from .task import MmTask
 
 __all__ = ["MmDemoTask"]
 
 
-class MmDemoTask(DemoTask):
+class MmDemoTask(MmTask):
     """A demo whose configs are those of an mm library.
 
     Attributes:

@@ -12,10 +12,10 @@ from mmdet.registry import MODELS
 from PIL import Image
 
 from taskdistill.core.errors import CheckpointError
+from taskdistill.tasks.common.cost import count_macs, count_parameters
+from taskdistill.tasks.common.demo.report import Mark
 from taskdistill.tasks.detection.demo import DetectionDemo, box_mark, class_colour
 from taskdistill.tasks.openmm.config import load_config
-from taskdistill.tasks.openmm.cost import count_macs, count_parameters
-from taskdistill.tasks.openmm.demo.report import Mark
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "detection" / "demo"
 

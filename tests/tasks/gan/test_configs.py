@@ -11,10 +11,10 @@ from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 
 from taskdistill.core.recipe import Recipe
+from taskdistill.tasks.common.cost import count_macs
 from taskdistill.tasks.gan.models import SuperMobileResnetGenerator
 from taskdistill.tasks.gan.translation import TranslationModel
 from taskdistill.tasks.openmm.config import load_config, plain_config, prepare_config
-from taskdistill.tasks.openmm.cost import count_macs
 from taskdistill.tasks.openmm.teacher import read_model_config
 
 ROOT = Path(__file__).resolve().parents[3]

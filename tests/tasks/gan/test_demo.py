@@ -9,11 +9,10 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from taskdistill.tasks.common.cost import count_macs, count_parameters
+from taskdistill.tasks.common.demo import DemoOptions, run_demo
 from taskdistill.tasks.gan.demo import GanDemo, MapsTable, RestyleDemo, picture
 from taskdistill.tasks.openmm import load_config
-from taskdistill.tasks.openmm.cost import count_macs, count_parameters
-from taskdistill.tasks.openmm.demo import DemoOptions, run_demo
-from taskdistill.tasks.openmm.demo.run import load_configs, make_roles, plan
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -56,8 +55,7 @@ def test_a_grey_picture_is_shown_in_three_channels():
 
 @pytest.mark.parametrize("task", [GanDemo, RestyleDemo, MapsTable])
 def test_shipped_configs_are_what_the_demo_compares(task):
-    roles = [role for role in make_roles(task.variants, task.derived) if role.config]
-    configs = load_configs(ROOT / "configs" / task.folder, roles)
+    configs = task().load_configs(ROOT / "configs" / task.folder)
     widths = {name: c.model.generator.width for name, c in configs.items()}
     assert widths["alone"] == widths["distilled"] < widths["teacher"]
     assert configs["alone"].train_cfg.max_epochs == configs["distilled"].train_cfg.max_epochs
@@ -66,10 +64,9 @@ def test_shipped_configs_are_what_the_demo_compares(task):
 def test_the_maps_table_searches_for_each_seed(tmp_path):
     task = MapsTable()
     folder = ROOT / "configs" / task.folder
-    roles = [role for role in make_roles(task.variants, task.derived) if role.config]
-    configs = load_configs(folder, roles)
+    configs = task.load_configs(folder)
     options = DemoOptions(ROOT, tmp_path, seeds=2)
-    jobs = plan(configs, options, "SmallFD")
+    jobs = task.plan(configs, options)
     found = task.further_jobs(folder, configs, jobs, options)
     assert [job.name for job in found] == [
         *("supernet-0", "search-0", "searched-0", "supernet-1", "search-1", "searched-1")

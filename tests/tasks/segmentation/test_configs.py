@@ -26,8 +26,8 @@ from mmseg.structures import SegDataSample
 from taskdistill.core.critics import MapCritic, SelfAttention2d
 from taskdistill.core.losses import Holistic, PixelWise
 from taskdistill.core.recipe import Recipe
+from taskdistill.tasks.common.cost import count_macs, count_parameters
 from taskdistill.tasks.openmm.config import load_config, plain_config, prepare_config
-from taskdistill.tasks.openmm.cost import count_macs, count_parameters
 from taskdistill.tasks.openmm.teacher import read_model_config
 from taskdistill.tasks.segmentation import SegmentorAdapter
 

@@ -15,8 +15,8 @@ from mmseg.registry import MODELS
 from PIL import Image
 
 from taskdistill.core.errors import CheckpointError
+from taskdistill.tasks.common.cost import count_macs, count_parameters
 from taskdistill.tasks.openmm.config import load_config, plain_config
-from taskdistill.tasks.openmm.cost import count_macs, count_parameters
 from taskdistill.tasks.segmentation.demo import (
     CHANGES,
     GAINED,

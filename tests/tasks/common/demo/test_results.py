@@ -8,10 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-pytest.importorskip("mmengine")
-
 from taskdistill.core.errors import DataError
-from taskdistill.tasks.openmm.demo.results import (
+from taskdistill.tasks.common.demo.results import (
     Spread,
     TrainingLog,
     distillation_terms,
@@ -87,6 +85,21 @@ def test_a_line_cut_short_at_the_end_is_ignored(tmp_path, tail):
 def test_a_damaged_line_elsewhere_is_an_error(tmp_path):
     write(tmp_path, "20240101_000000", [], '{"lr": 0.1, "lo\n{"step": 2}\n')
     with pytest.raises(DataError, match=r"scalars.json, line 1: expected .* --fresh"):
+        read_log(tmp_path)
+
+
+def test_a_log_kept_whole_stands_by_itself(tmp_path):
+    write(tmp_path, "20240101_000000", [train_row(1, 1, 2.0), {"q": 0.1, "step": 1}])
+    rows = [
+        {"step": 5, "epoch": 0.5, "loss": 3.0, "loss_kd_logits": 1.0},
+        {"step": 10, "epoch": 1.0, "loss": 2.0},
+        {"step": 1, "accuracy": 0.5, "val_loss": 0.7},
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "scalars.jsonl").write_text(text)
+    assert read_log(tmp_path) == TrainingLog(rows[:2], rows[2:])
+    (tmp_path / "scalars.jsonl").write_text("nothing\n" + text)
+    with pytest.raises(DataError, match=r"scalars.jsonl, line 1: expected"):
         read_log(tmp_path)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 import os
 import re
 import shutil
@@ -16,7 +19,24 @@ from typing import IO, Any, Protocol
 
 from ....core.errors import ConfigError, DistillError, did_you_mean
 from .files import read_json, write_json
-from .results import read_log
+from .results import TrainingLog, read_log
+
+__all__ = [
+    "CONSOLE_FILE",
+    "EVALUATION_DIR",
+    "IDENTITY_FILE",
+    "RESULT_FILE",
+    "Display",
+    "Job",
+    "JobFailed",
+    "JobQueue",
+    "JobState",
+    "Result",
+    "clock",
+    "final_metrics",
+    "fingerprint",
+    "seconds_left",
+]
 
 IDENTITY_FILE = "job.json"
 RESULT_FILE = "result.json"
@@ -51,6 +71,7 @@ class Job:
             interrupted between its last checkpoint and its last validation.
         role: What the run stands for in a comparison; runs of one role differ by their seed.
         after: Names of the runs whose time is part of what this one's model cost.
+        unit: What ``length`` counts: ``epoch`` or ``iteration``.
     """
 
     name: str
@@ -66,6 +87,7 @@ class Job:
     evaluate: tuple[str, ...] = ()
     role: str = ""
     after: tuple[str, ...] = ()
+    unit: str = "epoch"
 
 
 @dataclass(frozen=True)
@@ -118,26 +140,33 @@ class JobState:
             self.loss = log.train[-1].get("loss")
         if log.val:
             self.metric = log.val[-1].get(self.job.metric)
-        done, self.position = _position(self.job)
+        done, self.position = _position(self.job, log)
         self.fraction = min(1.0, max(done, log.val[-1]["step"] / self.job.length if log.val else 0))
 
 
-def _position(job: Job) -> tuple[float, str]:
-    """Return the share done and the position as text, from the end of the console log."""
+def _position(job: Job, log: TrainingLog) -> tuple[float, str]:
+    """Return the share done and the position as text.
+
+    They come from mmengine's last line of progress in the console log; where it has none, from the
+    epoch of the last training row, which counts its fraction.
+    """
     try:
         with (job.work_dir / CONSOLE_FILE).open("rb") as file:
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - 65536))
             text = file.read().decode("utf-8", errors="replace")
     except FileNotFoundError:
-        return 0.0, ""
+        text = ""
     if found := _EPOCH_LINE.findall(text):
         epoch, step, steps = map(int, found[-1])
         return (epoch - 1 + step / steps) / job.length, f"epoch {epoch}/{job.length}"
     if found := _ITER_LINE.findall(text):
         step, steps = map(int, found[-1])
         return step / steps, f"iteration {step}/{steps}"
-    return 0.0, ""
+    epoch = log.train[-1].get("epoch") if log.train and job.unit == "epoch" else None
+    if epoch is None:
+        return 0.0, ""
+    return epoch / job.length, f"epoch {math.ceil(epoch)}/{job.length}"
 
 
 class Display(Protocol):
@@ -444,8 +473,8 @@ def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
 def final_metrics(job: Job) -> dict[str, float] | None:
     """Return the validation figures at the end of a run, or ``None`` where there are none.
 
-    They come from the training log, or from a separate evaluation of the last checkpoint
-    (mmengine writes ``<work dir>/<timestamp>/<timestamp>.json`` for a test run).
+    They come from the training log, or from a separate evaluation of the last checkpoint, which
+    left ``final/<any>/<any>.json`` in the work folder (as mmengine does for a test run).
     """
     row = read_log(job.work_dir).validation_at(job.length)
     if row is not None and job.metric in row:
@@ -514,6 +543,23 @@ def _play(states: Sequence[JobState], left: Mapping[str, float], slots: int) -> 
         now = active.pop(name)
         ends[name] = now
     return now
+
+
+def fingerprint(content: Mapping[str, Any]) -> str:
+    """Return a hash of what decides the outcome of a run, for its ``signature``.
+
+    Args:
+        content: Settings of any depth. The order of keys does not count; what JSON does not know
+            goes in as its text.
+
+    Example:
+        >>> fingerprint({"lr": 0.1, "seed": 0}) == fingerprint({"seed": 0, "lr": 0.1})
+        True
+        >>> fingerprint({"seed": 0}) == fingerprint({"seed": 1})
+        False
+    """
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def clock(seconds: float) -> str:

@@ -150,7 +150,7 @@ def median_latency(
     of them, and the median leaves out what met only one.
 
     Args:
-        calls: For each name, a function that processes one image on ``device``.
+        calls: For each name, a function that processes one sample on ``device``.
         rounds: Timed calls of each.
         warmup: Untimed calls of each beforehand.
         threads: CPU threads; all cores by default.

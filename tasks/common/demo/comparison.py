@@ -10,6 +10,21 @@ from ....core.errors import ConfigError
 from . import report as page
 from .results import Spread, gap_recovered
 
+__all__ = [
+    "ALONE",
+    "TEACHER",
+    "Metric",
+    "Outcome",
+    "Role",
+    "class_table",
+    "make_roles",
+    "percent",
+    "quantity",
+    "results_table",
+    "seeds_table",
+    "summary_sentence",
+]
+
 TEACHER, ALONE = "teacher", "alone"
 
 
@@ -18,7 +33,7 @@ class Metric:
     """A validation figure.
 
     Attributes:
-        key: Its name in mmengine's log.
+        key: Its name in the training log.
         label: Its name in the table.
         digits: Digits after the point.
         lower_is_better: Whether it is a distance or an error; otherwise higher is better.
@@ -63,12 +78,16 @@ class Role:
         return self.name not in (TEACHER, ALONE)
 
 
-def make_roles(variants: Mapping[str, str], derived: Mapping[str, str] | None = None) -> list[Role]:
+def make_roles(
+    variants: Mapping[str, str], derived: Mapping[str, str] | None = None, suffix: str = ".py"
+) -> list[Role]:
     """Return the roles of a comparison, in the order of its tables.
 
     Args:
-        variants: Label of each distilled variant by its name; its config is ``NAME.py``.
+        variants: Label of each distilled variant by its name; its config is ``NAME`` with
+            the suffix.
         derived: Likewise, of variants whose network and config are made by training others.
+        suffix: Of the names of config files.
 
     Returns:
         The teacher, the student alone, and the variants.
@@ -83,8 +102,8 @@ def make_roles(variants: Mapping[str, str], derived: Mapping[str, str] | None = 
     if not variants:
         raise ConfigError("Expected at least one distilled variant to compare, got none.")
     roles = [
-        Role(TEACHER, "teacher", "teacher.py", page.TEACHER_COLOUR),
-        Role(ALONE, "student alone", "student.py", page.ALONE_COLOUR),
+        Role(TEACHER, "teacher", f"teacher{suffix}", page.TEACHER_COLOUR),
+        Role(ALONE, "student alone", f"student{suffix}", page.ALONE_COLOUR),
     ]
     derived = derived or {}
     for index, (name, label) in enumerate({**variants, **derived}.items()):
@@ -97,7 +116,7 @@ def make_roles(variants: Mapping[str, str], derived: Mapping[str, str] | None = 
             raise ConfigError(f"The label {label!r} occurs twice; give {name!r} one of its own.")
         turn, colour = divmod(index, len(page.VARIANT_COLOURS))
         style = page.LINE_STYLES[turn % len(page.LINE_STYLES)]
-        config = "" if name in derived else f"{name}.py"
+        config = "" if name in derived else f"{name}{suffix}"
         roles.append(Role(name, label, config, page.VARIANT_COLOURS[colour], style))
     return roles
 

@@ -6,10 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("mmengine")
-
 from taskdistill.core.errors import ConfigError
-from taskdistill.tasks.openmm.cost import (
+from taskdistill.tasks.common.cost import (
     available_cores,
     count_macs,
     count_parameters,

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("mmengine")
 pytest.importorskip("rich")
 
 from taskdistill.core.errors import ConfigError, DistillError
-from taskdistill.tasks.openmm.demo.files import exclusive
-from taskdistill.tasks.openmm.demo.jobs import (
+from taskdistill.tasks.common.demo.files import exclusive
+from taskdistill.tasks.common.demo.jobs import (
     Job,
     JobFailed,
     JobQueue,
@@ -249,6 +248,28 @@ def test_bad_queues_are_refused(tmp_path):
         JobQueue([job, make_job(tmp_path, "b", needs=("teecher",))], 1, 1, Recorder())
     with pytest.raises(ConfigError, match="at least one slot"):
         JobQueue([job], 0, 1, Recorder())
+
+
+def refreshed(job: Job) -> tuple[float, str]:
+    state = JobState(job)
+    state.refresh()
+    return state.fraction, state.position
+
+
+def test_position_without_progress_in_the_console_comes_from_the_log(tmp_path):
+    job = replace(make_job(tmp_path, "a"), length=8)
+    assert refreshed(job) == (0.0, "")
+    job.work_dir.mkdir()
+    rows = [{"step": n, "epoch": n / 4, "loss": 1.0} for n in range(1, 10)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (job.work_dir / "scalars.jsonl").write_text(text)
+    assert refreshed(job) == (2.25 / 8, "epoch 3/8")
+    (job.work_dir / "scalars.jsonl").write_text(text.replace('"epoch": 2.25', '"epoch": 8.0'))
+    assert refreshed(job) == (1.0, "epoch 8/8")
+    # Iterations cannot be told from epochs; and what mmengine prints is as good as ever.
+    assert refreshed(replace(job, unit="iteration")) == (0.0, "")
+    (job.work_dir / "console.log").write_text("Epoch(train)  [3][2/4]  lr: 1.0e-01\n")
+    assert refreshed(job) == (2.5 / 8, "epoch 3/8")
 
 
 def test_seconds_left_plays_the_queue_through(tmp_path):

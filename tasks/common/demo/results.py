@@ -13,6 +13,21 @@ from ....core.errors import DataError
 
 Row = dict[str, float]
 
+__all__ = [
+    "RAW_PREFIX",
+    "RAW_SUFFIX",
+    "WEIGHTED_PREFIX",
+    "WHOLE_LOG",
+    "Row",
+    "Spread",
+    "TrainingLog",
+    "distillation_terms",
+    "gap_recovered",
+    "read_log",
+    "task_loss",
+]
+
+WHOLE_LOG = "scalars.jsonl"
 WEIGHTED_PREFIX = "loss_kd_"
 RAW_PREFIX, RAW_SUFFIX = "kd_", "_raw"
 
@@ -36,9 +51,15 @@ class TrainingLog:
 
 
 def read_log(work_dir: Path) -> TrainingLog:
-    """Read mmengine's ``<work_dir>/<timestamp>/vis_data/scalars.json`` files as one run.
+    """Read what was logged in a work folder as one run.
 
-    Each start of the training process writes a folder of its own. A process that resumed from a
+    It is in ``<work_dir>/scalars.jsonl``, which a trainer that keeps the whole history writes anew
+    each time, or else in mmengine's ``<work_dir>/<timestamp>/vis_data/scalars.json`` files. Both
+    hold one JSON object a line. Those of training have a ``loss`` and their iteration as ``step``
+    (and, in the single file, the epoch with its fraction); those of a validation have neither
+    ``loss`` nor ``lr``, and the epoch as ``step``, or the iteration where training counts those.
+
+    Each start of an mmengine process writes a folder of its own. A process that resumed from a
     checkpoint repeats what its predecessor did after that checkpoint, so everything the
     predecessor logged from there on is dropped. The last line of a file may be cut short (the
     process was killed, or is writing just now) and is then ignored.
@@ -52,22 +73,30 @@ def read_log(work_dir: Path) -> TrainingLog:
     Raises:
         DataError: A line other than the last is not a JSON object with a ``step``.
     """
+    whole = work_dir / WHOLE_LOG
+    if whole.is_file():
+        return _read_one(whole)
     log = TrainingLog()
     for path in sorted(work_dir.glob("*/vis_data/scalars.json")):
-        train: list[Row] = []
-        val: list[Row] = []
-        for row in _read_rows(path):
-            # Training lines carry the learning rate, validation lines never do.
-            (train if "lr" in row or "loss" in row else val).append(row)
-        if train:
-            first = train[0]
+        part = _read_one(path)
+        if part.train:
+            first = part.train[0]
             log = TrainingLog(
                 [row for row in log.train if row["step"] < first["step"]],
                 [row for row in log.val if row["step"] < first.get("epoch", first["step"])],
             )
-        redone = {row["step"] for row in val}
+        redone = {row["step"] for row in part.val}
         kept = [row for row in log.val if row["step"] not in redone]
-        log = TrainingLog(log.train + train, sorted(kept + val, key=lambda row: row["step"]))
+        val = sorted(kept + part.val, key=lambda row: row["step"])
+        log = TrainingLog(log.train + part.train, val)
+    return log
+
+
+def _read_one(path: Path) -> TrainingLog:
+    log = TrainingLog()
+    for row in _read_rows(path):
+        # Training lines carry the loss or the learning rate, validation lines neither.
+        (log.train if "lr" in row or "loss" in row else log.val).append(row)
     return log
 
 

@@ -5,12 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-pytest.importorskip("mmengine")
 pytest.importorskip("matplotlib")
 
 from taskdistill.core.errors import ConfigError
-from taskdistill.tasks.openmm.demo import DemoTask, Metric
-from taskdistill.tasks.openmm.demo.comparison import (
+from taskdistill.tasks.common.demo import DemoTask, Metric
+from taskdistill.tasks.common.demo.comparison import (
     Outcome,
     class_table,
     make_roles,
@@ -140,6 +139,8 @@ def test_roles_can_be_told_apart():
     assert [role.name for role in roles[:3]] == ["teacher", "alone", "method_0"]
     assert [role.distilled for role in roles[:3]] == [False, False, True]
     assert [role.config for role in roles[:3]] == ["teacher.py", "student.py", "method_0.py"]
+    other = make_roles({"distilled": "distilled"}, {"found": "found"}, ".yaml")
+    assert [role.config for role in other] == ["teacher.yaml", "student.yaml", "distilled.yaml", ""]
     assert len({(role.colour, role.style) for role in roles}) == len(roles)
 
 

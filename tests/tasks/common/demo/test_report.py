@@ -8,15 +8,14 @@ from html.parser import HTMLParser
 
 import pytest
 
-pytest.importorskip("mmengine")
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 pytest.importorskip("PIL")
 
 from PIL import Image
 
-from taskdistill.tasks.openmm.demo import report as page
-from taskdistill.tasks.openmm.demo.results import TrainingLog
+from taskdistill.tasks.common.demo import report as page
+from taskdistill.tasks.common.demo.results import TrainingLog
 
 NASTY = "<script>alert('x')</script> & \"quoted\" {{ braces }} https://example.org/"
 VOID = {"meta", "img", "br", "link", "input", "hr"}

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("mmengine")
 pytest.importorskip("rich")
 
 from rich.console import Console
 
-from taskdistill.tasks.openmm.demo.jobs import Job, JobState
-from taskdistill.tasks.openmm.demo.progress import Progress
+from taskdistill.tasks.common.demo.jobs import Job, JobState
+from taskdistill.tasks.common.demo.progress import Progress
 
 
 def states() -> list[JobState]:

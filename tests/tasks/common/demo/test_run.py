@@ -5,82 +5,109 @@ import io
 import json
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("mmengine")
 pytest.importorskip("rich")
 
-from mmengine.config import Config
 from rich.console import Console
 
 from taskdistill.core.errors import ConfigError
-from taskdistill.tasks.openmm.demo import DemoOptions, DemoTask, Metric, run_demo
-from taskdistill.tasks.openmm.demo import report as page
-from taskdistill.tasks.openmm.demo.comparison import make_roles
-from taskdistill.tasks.openmm.demo.jobs import JobFailed
-from taskdistill.tasks.openmm.demo.report import Gallery, Picture
-from taskdistill.tasks.openmm.demo.run import (
-    _print,
-    load_configs,
-    option_text,
-    plan,
-    shortened,
-    signature,
-    training_length,
-)
+from taskdistill.tasks.common.demo import DemoOptions, DemoTask, Metric, run_demo
+from taskdistill.tasks.common.demo import report as page
+from taskdistill.tasks.common.demo.jobs import Job, JobFailed, fingerprint
+from taskdistill.tasks.common.demo.report import Gallery, Picture
+from taskdistill.tasks.common.demo.run import _common_length, _print
+from taskdistill.tasks.common.demo.task import run_name
 
 FAKE = Path(__file__).with_name("fake_train.py")
 QUALITY = Metric("quality", "quality")
-ROLES = make_roles(DemoTask.variants)
 
-# Accepts what tools/train.py accepts, and does what the fake does.
+# Does what the fake does, in the folder it is told, and keeps what else it is told.
 TRAIN = f"""
 import argparse, json, subprocess, sys
 parser = argparse.ArgumentParser()
-parser.add_argument("config")
 parser.add_argument("--work-dir")
-parser.add_argument("--resume", action="store_true")
-parser.add_argument("--cfg-options", nargs="+")
+parser.add_argument("--epochs")
+parser.add_argument("--seed")
+parser.add_argument("--teacher")
 args = parser.parse_args()
-assert args.resume
-epochs = [o.partition("=")[2] for o in args.cfg_options if o.startswith("train_cfg.max_epochs")]
 with open(args.work_dir + "/options.json", "w") as file:
-    json.dump(args.cfg_options, file)
-command = [sys.executable, {str(FAKE)!r}, args.work_dir, "--epochs", *(epochs or ["3"])]
+    json.dump([args.seed, args.teacher], file)
+command = [sys.executable, {str(FAKE)!r}, args.work_dir, "--epochs", args.epochs]
 sys.exit(subprocess.run(command).returncode)
 """
 
+Settings = dict[str, Any]
 
-class FakeTask(DemoTask):
+
+class FakeTask(DemoTask[Settings]):
+    """Configs in JSON: the width of a network, and a teacher where it has one."""
+
     name = "fake"
     folder = "fake/demo"
     title = "A fake demo"
     metrics = (QUALITY,)
     packages = ("torch",)
-    latency_note = "one image"
+    latency_note = "one passage"
+    sample = "passage"
+    suffix = ".json"
+    evaluation = "'evaluate'"
 
-    def prepare(self, cfg: Config) -> str:
+    def load_config(self, path: Path) -> Settings:
+        return {**json.loads(path.read_text()), "path": path}
+
+    def plain(self, cfg: Settings) -> Settings:
+        return {key: value for key, value in cfg.items() if key != "distill"}
+
+    def sources(self, cfg: Settings) -> tuple[str, str]:
+        return cfg["path"].read_text(), "with a base" if "distill" in cfg else ""
+
+    def training_job(
+        self,
+        role: str,
+        seed: int,
+        configs: Mapping[str, Settings],
+        options: DemoOptions,
+        teacher: Job | None,
+    ) -> Job:
+        name, length = run_name(role, seed), options.epochs or 3
+        work_dir = options.work_dir / name
+        arguments = ("--work-dir", str(work_dir), "--epochs", str(length), "--seed", str(seed))
+        if teacher is not None:
+            arguments += ("--teacher", str(teacher.checkpoint))
+        return Job(
+            name=name,
+            command=(sys.executable, str(options.root / "tools" / "train.py"), *arguments),
+            work_dir=work_dir,
+            length=length,
+            checkpoint=work_dir / f"epoch_{length}.pth",
+            metric="quality",
+            signature=fingerprint({"cfg": self.plain(configs[role])["width"], "seed": seed}),
+        )
+
+    def prepare(self, cfg: Settings) -> str:
         return "Data: none."
 
-    def load(self, cfg: Config, checkpoint: Path) -> nn.Module:
-        assert checkpoint.read_text() == "weights"
-        return nn.Conv2d(3, cfg.model.width, 1)
+    def load(self, cfg: Settings, checkpoint: Path) -> nn.Module:
+        assert checkpoint.read_text() == "weights" and "distill" not in cfg
+        return nn.Conv2d(3, cfg["width"], 1)
 
-    def forward_call(self, model: nn.Module, cfg: Config) -> Callable[[], object]:
+    def forward_call(self, model: nn.Module, cfg: Settings) -> Callable[[], object]:
         return lambda: model(torch.zeros(1, 3, 4, 4))
 
     predict_call = forward_call
 
-    def gallery(self, cfg: Config, models: Mapping[str, nn.Module]) -> Gallery:
+    def gallery(self, cfg: Settings, models: Mapping[str, nn.Module]) -> Gallery:
         return Gallery(["truth", *models], [[Picture(b"", 8, 8)] * (1 + len(models))])
 
 
@@ -88,8 +115,8 @@ class Several(FakeTask):
     variants = {"first": "+ first", "second": "+ second", "both": "+ both"}
     class_figure = "Quality"
 
-    def class_metrics(self, cfg: Config) -> list[Metric]:
-        assert cfg.model.width == 2
+    def class_metrics(self, cfg: Settings) -> list[Metric]:
+        assert cfg["width"] == 2
         names = ("sky", "road", "sea")
         return [Metric(f"quality.{name}", name, digits=2) for name in names]
 
@@ -98,12 +125,12 @@ class Several(FakeTask):
 def root(tmp_path: Path) -> Path:
     folder = tmp_path / "tree" / "configs" / "fake" / "demo"
     folder.mkdir(parents=True)
-    schedule = "dict(type='OneCycleLR', eta_max=0.1, total_steps=3, end=3)"
-    common = f"train_cfg = dict(max_epochs=3)\nparam_scheduler = [{schedule}]\n"
-    (folder / "teacher.py").write_text(common + "model = dict(width=8)\n")
-    (folder / "student.py").write_text(common + "model = dict(width=2)\n")
-    distill = "distill = dict(teacher=dict(checkpoint='elsewhere'))\n"
-    (folder / "distilled.py").write_text("_base_ = 'student.py'\n" + distill)
+    for name, content in (
+        ("teacher", {"width": 8}),
+        ("student", {"width": 2}),
+        ("distilled", {"width": 2, "distill": {"teacher": "elsewhere"}}),
+    ):
+        (folder / f"{name}.json").write_text(json.dumps(content))
     tools = tmp_path / "tree" / "tools"
     tools.mkdir()
     (tools / "train.py").write_text(TRAIN)
@@ -113,6 +140,11 @@ def root(tmp_path: Path) -> Path:
 def options(root: Path, **changes) -> DemoOptions:
     base = DemoOptions(root, root.parent / "out", command="python tools/demo.py --task fake")
     return replace(base, **changes)
+
+
+def page_text(html: str) -> str:
+    """Return what a reader of the page sees."""
+    return re.sub(r"<[^>]*>", " ", html.partition("<body>")[2])
 
 
 def run(root: Path, task: type[DemoTask] = FakeTask, **changes) -> tuple[Path, str]:
@@ -130,6 +162,11 @@ def test_from_nothing_to_the_report(root):
     html = path.read_text()
     for part in ("A fake demo", "python tools/demo.py --task fake", "Each seed", "distilled-1"):
         assert part in html
+    for part in ("on the validation passages", "for one validation passage.", "training passages"):
+        assert part in html
+    assert "image" not in page_text(html)
+    inherits = re.findall(r"<summary>Config (\w+).json, with all it inherits</summary>", html)
+    assert inherits == ["distilled"]
     figures = json.loads((work_dir / "results.json").read_text())
     assert figures["scores"]["alone"]["quality"] == pytest.approx([0.3, 0.3])
     assert figures["parameters"] == {"teacher": 32, "alone": 8, "distilled": 8}
@@ -141,13 +178,8 @@ def test_from_nothing_to_the_report(root):
     assert "| student distilled | 0.300" in (work_dir / "results.md").read_text()
 
     told = json.loads((work_dir / "distilled-1" / "options.json").read_text())
-    teacher = work_dir / "teacher" / "epoch_3.pth"
-    assert told == [
-        "randomness.seed=1",
-        f"distill.teacher.config={root / 'configs' / 'fake' / 'demo' / 'teacher.py'}",
-        f"distill.teacher.checkpoint={teacher}",
-    ]
-    assert json.loads((work_dir / "alone-1" / "options.json").read_text()) == ["randomness.seed=1"]
+    assert told == ["1", str(work_dir / "teacher" / "epoch_3.pth")]
+    assert json.loads((work_dir / "alone-1" / "options.json").read_text()) == ["1", None]
 
     more, text = run(root, seeds=3)
     assert text.count("already finished") == 5
@@ -162,8 +194,8 @@ def several(root: Path) -> Path:
     """Configs of three variants, and a training script whose figures depend on the run."""
     folder = root / "configs" / "fake" / "demo"
     for name in Several.variants:
-        shutil.copy(folder / "distilled.py", folder / f"{name}.py")
-    (folder / "distilled.py").unlink()
+        shutil.copy(folder / "distilled.json", folder / f"{name}.json")
+    (folder / "distilled.json").unlink()
     (root / "tools" / "train.py").write_text(
         TRAIN.replace("sys.exit(subprocess.run(command).returncode)", "")
         + f"""
@@ -225,7 +257,7 @@ def test_several_variants(several):
     assert "Quality of each class" in text
 
     html = path.read_text()
-    for part in ("Quality of each class", "Config both.py", "second-1", "side by side"):
+    for part in ("Quality of each class", "Config both.json", "second-1", "side by side"):
         assert part in html
     # Terms of the two variants that logged any, each in a diagram of its own.
     captions = re.findall(r'alt="(Raw[^"]*)"', html)
@@ -234,23 +266,7 @@ def test_several_variants(several):
 
     # The variant is what its run says, not what its name looks like.
     told = json.loads((path.parent / "both-1" / "options.json").read_text())
-    assert told[0] == "randomness.seed=1"
-    assert told[1].startswith("distill.teacher.config=")
-
-
-def test_runs_of_each_variant(several):
-    roles = make_roles(Several.variants)
-    configs = load_configs(several / "configs" / "fake" / "demo", roles)
-    jobs = plan(configs, options(several, seeds=2), "quality")
-    assert [job.role for job in jobs] == [
-        *("teacher", "alone", "alone", "first", "first", "second", "second", "both", "both")
-    ]
-    assert [job.name for job in jobs][:4] == ["teacher", "alone-0", "alone-1", "first-0"]
-    for job in jobs:
-        assert job.needs == (("teacher",) if job.role in Several.variants else ())
-        # By its own config, of which tools/test.py takes the student's part.
-        own = "student.py" if job.role == "alone" else f"{job.role}.py"
-        assert Path(job.evaluate[2]).name == own
+    assert told == ["1", str(path.parent / "teacher" / "epoch_3.pth")]
 
 
 def test_a_wide_table_wraps_its_headings_before_its_figures():
@@ -298,68 +314,32 @@ def test_a_failed_run_leaves_no_report(root):
     assert not (root.parent / "out" / "report.html").exists()
 
 
-def test_fewer_epochs_scale_the_schedule(root):
-    configs = load_configs(root / "configs" / "fake" / "demo", ROLES)
-    job = plan(configs, options(root, epochs=1), "quality")[0]
-    assert job.length == 1
-    assert job.checkpoint.name == "epoch_1.pth"
-    found = set(job.command[job.command.index("--cfg-options") + 1 :])
-    assert found == {
-        "randomness.seed=0",
-        "train_cfg.max_epochs=1",
-        "param_scheduler.0.total_steps=1",
-        "param_scheduler.0.end=1",
-    }
-
-
-def test_shortened_handles_milestones_and_a_single_schedule():
-    cfg = Config(
-        dict(
-            train_cfg=dict(max_epochs=12),
-            param_scheduler=dict(type="MultiStepLR", begin=0, milestones=[8, 11]),
-        )
-    )
-    assert shortened(cfg, 6) == {
-        "train_cfg.max_epochs": 6,
-        "param_scheduler.milestones": [4, 6],
-    }
-    short = Config(dict(train_cfg=dict(max_epochs=9), param_scheduler=dict(begin=4, end=9)))
-    assert shortened(short, 1) == {
-        "train_cfg.max_epochs": 1,
-        "param_scheduler.begin": 0,
-        "param_scheduler.end": 1,
-    }
-    assert option_text("param_scheduler.milestones", [4, 6]) == "param_scheduler.milestones=[4,6]"
-
-
-def test_what_cannot_be_trained_is_refused(root):
-    with pytest.raises(ConfigError, match="train_cfg.max_epochs"):
-        shortened(Config(dict(train_cfg=dict(max_iters=100))), 3)
-    with pytest.raises(ConfigError, match="expected train_cfg"):
-        training_length(Config(dict(train_cfg=None)))
-    assert training_length(Config(dict(train_cfg=dict(max_iters=100)))) == 100
-    configs = load_configs(root / "configs" / "fake" / "demo", ROLES)
+def test_runs_of_each_role_and_seed(several):
+    task = Several()
+    configs = task.load_configs(several / "configs" / "fake" / "demo")
+    jobs = task.plan(configs, options(several, seeds=2))
+    assert [job.name for job in jobs] == [
+        *("teacher", "alone-0", "alone-1", "first-0", "first-1"),
+        *("second-0", "second-1", "both-0", "both-1"),
+    ]
+    for job in jobs:
+        assert job.name.partition("-")[0] == job.role
+        assert job.exclusive == (job.role == "teacher")
+        learns = job.role in Several.variants
+        assert job.needs == (("teacher",) if learns else ())
+        assert ("--teacher" in job.command) == learns
     with pytest.raises(ConfigError, match="--seeds 0"):
-        plan(configs, options(root, seeds=0), "quality")
-    with pytest.raises(ConfigError, match=r"absent.teacher.py"):
-        load_configs(root / "absent", ROLES)
-
-
-def test_signature_follows_what_decides_the_outcome():
-    cfg = Config(dict(model=dict(width=8), work_dir="a"))
-    same = signature(cfg, {"randomness.seed": 0})
-    cfg.work_dir = "b"
-    assert signature(cfg, {"randomness.seed": 0}) == same
-    assert signature(cfg, {"randomness.seed": 1}) != same
-    assert "randomness" not in cfg
-    cfg.model.width = 9
-    assert signature(cfg, {"randomness.seed": 0}) != same
+        task.plan(configs, options(several, seeds=0))
+    with pytest.raises(ConfigError, match=r"absent.teacher.json, and it is not there"):
+        task.load_configs(several / "absent")
 
 
 def test_a_missing_figure_is_an_error(root):
     task = FakeTask()
     task.metrics = (QUALITY, Metric("elegance", "elegance"))  # type: ignore[misc]
-    with pytest.raises(ConfigError, match="has no figure 'elegance'; it has .*'quality'"):
+    with pytest.raises(
+        ConfigError, match="has no figure 'elegance'; it has .*'quality'.*Check 'evaluate'"
+    ):
         run_demo(task, options(root), Console(file=io.StringIO()))
 
 
@@ -386,11 +366,16 @@ def run_cli(argv: list[str], monkeypatch, task=FakeTask) -> int:
 def test_each_task_has_what_it_names(name):
     tool = load_tool()
     module, _, attribute = tool.TASKS[name].partition(":")
-    needed = {"detection": "mmdet", "segmentation": "mmseg", "gan": "torchmetrics"}
+    needed = {
+        "detection": "mmdet",
+        "segmentation": "mmseg",
+        "gan": "torchmetrics",
+        "nlp": "transformers",
+    }
     pytest.importorskip(needed[module.split(".")[2]])
-    task = getattr(importlib.import_module(module), attribute)
+    task = getattr(importlib.import_module(module), attribute)()
     assert task.name == name
-    for role in make_roles(task.variants):
+    for role in (role for role in task.roles() if role.config):
         assert (tool.ROOT / "configs" / task.folder / role.config).is_file()
 
 
@@ -412,20 +397,17 @@ def test_command_line(tmp_path, monkeypatch, capsys):
 
 
 def test_the_teachers_length_is_said_where_it_is_another():
-    from types import SimpleNamespace
-
-    from mmengine.config import Config
-
-    from taskdistill.tasks.openmm.demo.run import _common_length
-
-    cfg = Config(dict(train_cfg=dict(max_epochs=16)))
-    teacher, alone, other = (
-        SimpleNamespace(length=length, role=role)
-        for length, role in ((16, "teacher"), (10, "alone"), (3, "found"))
+    teacher, alone, before = (
+        SimpleNamespace(length=length, role=role, unit="epoch")
+        for length, role in ((16, "teacher"), (10, "alone"), (3, "pre-trained"))
     )
-    assert _common_length([teacher, alone, other], cfg) == "10 epochs (the teacher 16 epochs)"
+    jobs: list[Any] = [before, teacher, alone]
+    assert _common_length(jobs) == "10 epochs (the teacher 16 epochs)"
     alone.length = 16
-    assert _common_length([teacher, alone], cfg) == "16 epochs"
+    assert _common_length(jobs) == "16 epochs"
+    for job in jobs:
+        job.unit = "iteration"
+    assert _common_length(jobs) == "16 iterations"
 
 
 class Derived(FakeTask):
@@ -452,12 +434,14 @@ class Derived(FakeTask):
 
     def derived_config(self, role, job):
         assert (role, job.name) == ("found", "found-0") and job.checkpoint.is_file()
-        return Config(dict(model=dict(width=4)))
+        return {"width": 4}
 
     def deployed(self, model):
         return nn.Linear(1, model.out_channels, bias=False)
 
-    def further_sections(self, jobs):
+    def further_sections(self, jobs, models):
+        assert list(models) == ["teacher", "student alone", "student distilled"]
+        assert [model.out_channels for model in models.values()] == [8, 2, 2]
         return [page.Section("Found by", text=", ".join(job.name for job in jobs))]
 
 
@@ -472,4 +456,56 @@ def test_a_variant_whose_network_comes_out_of_other_runs(root):
     assert figures["training_time"]["found"] == pytest.approx(expected)
     html = path.read_text()
     assert "Found by" in html and "teacher, alone-0, distilled-0, found-0" in html
-    assert "Config distilled.py" in html and "Config found" not in html
+    assert "Config distilled.json" in html and "Config found" not in html
+
+
+class Prepared(FakeTask):
+    """A run in front of the teacher, compared with nothing: it has a figure of its own."""
+
+    def plan(self, configs, options):
+        jobs = super().plan(configs, options)
+        first = replace(
+            jobs[0],
+            name="before",
+            role="before",
+            metric="perplexity",
+            work_dir=options.work_dir / "before",
+            checkpoint=options.work_dir / "before" / "epoch_3.pth",
+            command=tuple(part.replace("/out/teacher", "/out/before") for part in jobs[0].command),
+        )
+        return [first, replace(jobs[0], needs=("before",)), *jobs[1:]]
+
+    def gallery(self, cfg, models):
+        return None
+
+
+def test_a_run_that_is_not_compared_needs_its_own_figure_alone(root):
+    (root / "tools" / "train.py").write_text(
+        TRAIN.replace("sys.exit(subprocess.run(command).returncode)", "")
+        + """
+import pathlib
+subprocess.run(command, check=True)
+if args.work_dir.endswith("before"):
+    path = next(pathlib.Path(args.work_dir).glob("*/vis_data/scalars.json"))
+    path.write_text(path.read_text().replace("quality", "perplexity"))
+"""
+    )
+    path, _ = run(root, Prepared)
+    figures = json.loads((path.parent / "results.json").read_text())
+    assert list(figures["scores"]) == ["teacher", "alone", "distilled"]
+    assert list(figures["seconds"])[0] == "before"
+    # And where nothing can be shown, there is no heading for it.
+    assert "What the models see" not in path.read_text()
+
+
+def test_tables_and_report_need_no_training_framework():
+    code = """
+import sys
+for name in ("mmengine", "mmcv", "mmdet", "mmseg", "transformers"):
+    sys.modules[name] = None
+import taskdistill.tasks.common.cost, taskdistill.tasks.common.demo as demo
+print(demo.run_demo.__module__)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "taskdistill.tasks.common.demo.run"
