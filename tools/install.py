@@ -49,7 +49,7 @@ assert kept.tolist() == [0, 2], f"nms kept {kept.tolist()}, expected [0, 2]"
 MODULES = {
     "": ("torch", "taskdistill.core"),
     "mm": ("cv2", "torchvision", "mmengine", "mmcv.ops", "mmdet.apis", "mmseg.apis", "sklearn"),
-    "nlp": ("transformers", "datasets", "accelerate"),
+    "nlp": ("transformers", "datasets", "accelerate", "torchmetrics"),
     "gan": (
         "cv2",
         "torchvision",
@@ -394,7 +394,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="environment to fill")
     parser.add_argument(
-        "--extras", default="mm,gan,dev", help="comma-separated: mm nlp gan all bench dev"
+        "--extras", default="mm,gan,nlp,dev", help="comma-separated: mm nlp gan all bench dev"
     )
     arguments = parser.parse_args()
     extras = sorted({extra.strip() for extra in arguments.extras.split(",")} - {""})

@@ -1,0 +1,29 @@
+"""Tiny language models: everything real, seconds to train."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before anything of transformers or datasets is imported: tests never reach the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+import pytest  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parent))  # nlp_parts, which several files share
+
+pytest.importorskip("transformers")
+
+import huggingface_hub.constants  # noqa: E402
+
+# mmdet, in the conftest above, imports it first, and the variable is read no second time.
+huggingface_hub.constants.HF_HUB_OFFLINE = True
+
+
+@pytest.fixture(autouse=True)
+def mmdet_scope() -> Iterator[None]:
+    """No registry of the mm libraries is looked at here."""
+    yield
