@@ -4,6 +4,9 @@ import os
 
 # Before torch is imported: the tensors are small, and more threads only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# And before anything of transformers is: tests never reach the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
 
 import random  # noqa: E402
 import signal  # noqa: E402
