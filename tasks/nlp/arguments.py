@@ -47,7 +47,7 @@ class ModelArguments:
         lowercase: Whether that vocabulary, or the one to be trained, is of lower-case text.
         vocab_size: Train a WordPiece vocabulary of this many entries on the training texts.
         attn_implementation: ``"eager"``, ``"sdpa"``, ...; transformers' choice by default.
-            Attention maps are there with ``"eager"`` alone.
+            Where attention maps are compared, ``"eager"`` is switched on by itself.
 
     Raises:
         ConfigError: If the entries contradict one another or an object is no JSON.

@@ -14,12 +14,13 @@ import transformers
 from transformers import Trainer, set_seed
 
 from ...core.errors import CheckpointError, ConfigError, DataError, DistillError, TeacherError
+from ..common.files import write_text
 from .arguments import ModelArguments, Run, parse, teacher_names
 from .build import build_model, build_tokenizer, load_trained, read_model_config
 from .callback import DistillationCallback
 from .data import Prepared, prepare_data
 from .output import MODEL, RESULTS, check_output, claim, last_checkpoint, save_model
-from .scalars import PerplexityCallback, ScalarsCallback, plain_metrics, write_whole
+from .scalars import ScalarsCallback, plain_metrics
 
 __all__ = ["EVALUATION", "run", "train"]
 
@@ -103,7 +104,7 @@ def _train(run: Run) -> dict[str, float]:
         "train_runtime": trained.get("train_runtime"),  # of this process, if it went on
     }
     if args.process_index == 0:
-        write_whole(folder / RESULTS, f"{json.dumps(results, indent=1)}\n")
+        write_text(folder / RESULTS, f"{json.dumps(results, indent=1)}\n")
         print(_table(plain_metrics(figures), prepared, str(folder / MODEL)))
     return results
 
@@ -120,11 +121,11 @@ def _evaluate_only(run: Run, folder: str) -> dict[str, float]:
     if prepared.validation is None:
         raise DataError("There are no validation data to evaluate on; give validation_file.")
     model = load_trained(folder, prepared, run.model.attn_implementation)
-    trainer = _trainer(run, prepared, model, tokenizer, _perplexity(run))
+    trainer = _trainer(run, prepared, model, tokenizer, [])
     results = plain_metrics(trainer.evaluate())
     if args.process_index == 0:
         text = f"{json.dumps(results, indent=1)}\n"
-        write_whole(Path(str(args.output_dir)) / EVALUATION, text)
+        write_text(Path(str(args.output_dir)) / EVALUATION, text)
         print(_table(results, prepared, folder))
     return results
 
@@ -181,15 +182,11 @@ def _fit_evaluation(run: Run, prepared: Prepared) -> None:
 
 def _callbacks(run: Run, prepared: Prepared) -> list[Any]:
     """What adds to the history stands before what writes it."""
-    callbacks: list[Any] = _perplexity(run)
+    callbacks: list[Any] = []
     if run.distill is not None:
         model_class = prepared.model_class
         callbacks.append(DistillationCallback.from_config(run.distill, model_class=model_class))
     return [*callbacks, ScalarsCallback()]
-
-
-def _perplexity(run: Run) -> list[PerplexityCallback]:
-    return [PerplexityCallback()] if run.data.kind == "masked_lm" else []
 
 
 def _trainer(

@@ -402,7 +402,7 @@ class Sst2Table(NlpTask):
     }
     sample = "sentence"
 
-    FILES: ClassVar[Sequence[str]] = ("train.tsv", "dev.tsv", "bert_uncased_vocab.txt")
+    FILES: ClassVar[Sequence[str]] = ("train.tsv", "test.tsv", "bert_uncased_vocab.txt")
 
     def load_configs(self, folder: Path) -> dict[str, NlpConfig]:
         """See the base class.

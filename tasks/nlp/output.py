@@ -12,6 +12,7 @@ import yaml
 from transformers import Trainer
 
 from ...core.errors import ConfigError
+from ..common.files import write_text
 from . import scalars
 
 __all__ = ["MODEL", "RESULTS", "SETTINGS", "check_output", "claim", "last_checkpoint", "save_model"]
@@ -68,7 +69,7 @@ def claim(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False)
     for path in _written(folder) if overwrite else ():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
-    scalars.write_whole(folder / SETTINGS, text)
+    write_text(folder / SETTINGS, text)
 
 
 def last_checkpoint(folder: Path) -> str | None:

@@ -28,17 +28,20 @@ class Shape:
     Attributes:
         layers: Encoder layers; None where the config names none.
         heads: Attention heads a layer; None where the config names none.
+        labels: Classes; 1 for a regression.
     """
 
     layers: int | None
     heads: int | None
+    labels: int | None = None
 
     @classmethod
     def of(cls, config: Any) -> Shape:
         """Read it from a config of transformers."""
         layers = getattr(config, "num_hidden_layers", None)
         heads = getattr(config, "num_attention_heads", None)
-        return cls(*(n if isinstance(n, int) else None for n in (layers, heads)))
+        labels = getattr(config, "num_labels", None)
+        return cls(*(n if isinstance(n, int) else None for n in (layers, heads, labels)))
 
 
 @dataclass(frozen=True)
@@ -230,7 +233,13 @@ def logits(
     weight: float = 1.0,
     task_weight: float = 1.0,
 ) -> _Draft:
-    """The classic: T^2 KL of the logits beside the student's own loss (Hinton et al. 2014)."""
+    """The classic: T^2 KL of the logits beside the student's own loss (Hinton et al. 2014).
+
+    Of a regression, half the squared difference.
+    """
+    if student.labels == 1:
+        pair = dict(student="outputs.logits", loss="L2Logits", weight=weight)
+        return _Draft([pair], task_weight=task_weight)
     pair = dict(
         student="outputs.logits", loss="KLDivergence", temperature=temperature, weight=weight
     )

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..common.files import write_text
+
 __all__ = [
     "FILE",
-    "PerplexityCallback",
     "ScalarsCallback",
     "plain_metrics",
     "scalar_rows",
-    "write_whole",
 ]
 
 FILE = "scalars.jsonl"
@@ -28,38 +26,11 @@ _PREFIX = "eval_"
 _SPEED = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
-class PerplexityCallback(TrainerCallback):
-    """Adds ``eval_perplexity``, the exponential of its loss, to every evaluation.
-
-    It stands before :class:`ScalarsCallback`, and may decide which checkpoint is best.
-
-    Example:
-        >>> metrics = {"eval_loss": 0.0}
-        >>> arguments = TrainingArguments(use_cpu=True, report_to="none")
-        >>> PerplexityCallback().on_evaluate(arguments, TrainerState(), TrainerControl(), metrics)
-        >>> metrics["eval_perplexity"]
-        1.0
-    """
-
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        # The history's last row is this evaluation's, and a copy.
-        for row in (metrics, state.log_history[-1] if state.log_history else None):
-            if row and "eval_loss" in row:
-                row["eval_perplexity"] = _perplexity(row["eval_loss"])
-
-
 class ScalarsCallback(TrainerCallback):
     """Writes ``OUTPUT_DIR/scalars.jsonl`` anew at every log and evaluation.
 
     The Trainer's own history goes with its checkpoints, so the file of a resumed run is the one of
-    a run that was never interrupted. It stands behind callbacks that add to the history.
+    a run that was never interrupted.
 
     Example:
         >>> import tempfile
@@ -85,7 +56,7 @@ class ScalarsCallback(TrainerCallback):
         if state.is_world_process_zero and args.output_dir is not None:
             rows = scalar_rows(state.log_history, by_step=args.eval_strategy == "steps")
             text = "".join(f"{json.dumps(row)}\n" for row in rows)
-            write_whole(Path(args.output_dir) / FILE, text)
+            write_text(Path(args.output_dir) / FILE, text)
 
 
 def scalar_rows(
@@ -142,28 +113,5 @@ def plain_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that a reader finds the old one or the new one, never a part.
-
-    Args:
-        path: The file; its folder is made if absent.
-        text: Its content.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def _is_loss(name: str) -> bool:
     return name == "loss" or name.endswith("_loss")
-
-
-def _perplexity(loss: float) -> float:
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf

@@ -113,7 +113,9 @@ class DistillingTrainer(Trainer):
     ) -> Any:
         """Add the terms of the recipe to the student's loss, in training."""
         if not (self.is_in_train and model.training):
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            # Of one batch the mean is wanted: given the number of items, a head that does not heed
+            # it would be told as many times too large as there are processes.
+            return super().compute_loss(model, inputs, return_outputs)
         plan, own = self.distillation, self.distillation.student_inputs(inputs)
         with plan.distiller.watch() as seen:
             loss, output = super().compute_loss(

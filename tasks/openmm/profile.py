@@ -30,7 +30,7 @@ from ..common.cost import (
     median_latency,
     peak_memory,
 )
-from ..common.demo.files import write_json
+from ..common.files import write_json
 from .adapter import task_of
 from .config import load_config, plain_config
 from .teacher import SAFE_GLOBALS

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from ....core.errors import ConfigError, DistillError, did_you_mean
-from .files import read_json, write_json
+from ..files import read_json, write_json
 from .results import TrainingLog, read_log
 
 __all__ = [

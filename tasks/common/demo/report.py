@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
-from .files import write_text
+from ..files import write_text
 from .results import (
     RAW_PREFIX,
     RAW_SUFFIX,

@@ -20,6 +20,7 @@ from torch import nn
 
 from ....core.errors import ConfigError
 from ..cost import available_cores, count_macs, count_parameters, median_latency
+from ..files import exclusive, write_json, write_text
 from . import report as page
 from .comparison import (
     ALONE,
@@ -31,7 +32,6 @@ from .comparison import (
     seeds_table,
     summary_sentence,
 )
-from .files import exclusive, write_json, write_text
 from .jobs import IDENTITY_FILE, Job, JobQueue, Result, clock
 from .progress import Progress
 from .results import Row, TrainingLog, read_log

@@ -26,8 +26,8 @@ from rich.text import Text
 
 from ....core.errors import ConfigError, DistillError, did_you_mean
 from ...common.cost import available_cores
-from ...common.demo.files import exclusive
 from ...common.demo.jobs import clock
+from ...common.files import exclusive
 from ...openmm.config import load_config
 from ...openmm.teacher import read_model_config
 from .evaluate import SubnetEvaluator, load_supernet, supernet_config

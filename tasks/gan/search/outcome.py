@@ -14,7 +14,7 @@ from mmengine.config import Config, ConfigDict
 
 from ....core.errors import ConfigError
 from ...common.cost import MAC_CONVENTION, count_parameters
-from ...common.demo.files import write_json, write_text
+from ...common.files import write_json, write_text
 from ...openmm.demo.task import shortened
 from ...openmm.teacher import read_mm_checkpoint
 from ..generate import build_model

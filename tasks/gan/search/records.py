@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ....core.errors import CheckpointError
-from ...common.demo.files import write_json
+from ...common.files import write_json
 from .space import Channels, encode
 
 __all__ = ["Evaluated", "Records", "State", "read_evaluations", "set_aside"]

@@ -181,7 +181,8 @@ def _sources(split: str, seed: int) -> tuple[dict[int, list[Image.Image]], list[
         ) from error
 
     train = split == "train"
-    grids, labels = load_digits(return_X_y=True)  # (1797, 64), 0 to 16
+    digits: Any = load_digits(return_X_y=True)  # data frames only where asked for
+    grids, labels = digits  # (1797, 64), 0 to 16
     order = np.random.default_rng(seed).permutation(len(grids))
     cut = int(_TRAIN_DIGITS * len(order))
     by_class: dict[int, list[Image.Image]] = {label: [] for label in range(10)}

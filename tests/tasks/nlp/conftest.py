@@ -12,11 +12,6 @@ sys.path.insert(0, str(Path(__file__).parent))  # nlp_parts, which several files
 
 pytest.importorskip("transformers")
 
-import huggingface_hub.constants  # noqa: E402
-
-# mmdet, in the conftest above, imports it first, and the variable is read no second time.
-huggingface_hub.constants.HF_HUB_OFFLINE = True
-
 
 @pytest.fixture(autouse=True)
 def mmdet_scope() -> Iterator[None]:

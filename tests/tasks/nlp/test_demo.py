@@ -20,6 +20,7 @@ from taskdistill.core.errors import CheckpointError, ConfigError, DataError
 from taskdistill.tasks.common.cost import count_macs, count_parameters
 from taskdistill.tasks.common.demo import DemoOptions, run_demo
 from taskdistill.tasks.common.demo.jobs import Job, final_metrics
+from taskdistill.tasks.nlp.build import build_tokenizer
 from taskdistill.tasks.nlp.demo import (
     NlpConfig,
     NlpDemo,
@@ -175,6 +176,12 @@ def test_student_is_the_same_alone_and_distilled(configs):
     assert configs["teacher"].settings["num_train_epochs"] == alone["num_train_epochs"]
 
 
+def test_the_vocabulary_is_the_same_in_every_run(configs):
+    first = NlpDemo().load_config(FOLDER / "pretraining.yaml")
+    words = [build_tokenizer(cfg.run.model, cfg.run.data) for cfg in (first, configs["alone"])]
+    assert words[0].get_vocab() == words[1].get_vocab() and len(words[0]) == 2000
+
+
 def test_sources_are_the_file_and_all_it_inherits(configs):
     text, whole = NlpDemo().sources(configs["distilled"])
     assert text == (FOLDER / "distilled.yaml").read_text() and "pydoc_topics" not in text
@@ -268,7 +275,7 @@ def test_sst2_says_where_it_looks_for_its_data(tmp_path, monkeypatch):
     monkeypatch.setenv("TASKDISTILL_DATA", str(tmp_path))
     (tmp_path / "sst2").mkdir()
     (tmp_path / "sst2" / "train.tsv").write_text("")
-    with pytest.raises(DataError, match=r"sst2 lacks dev.tsv, bert_uncased_vocab.txt; expected"):
+    with pytest.raises(DataError, match=r"sst2 lacks test.tsv, bert_uncased_vocab.txt; expected"):
         Sst2Table().load_configs(tmp_path)
 
 
@@ -299,7 +306,7 @@ def test_the_whole_demo(tmp_path):
     root, folder = tmp_path / "tree", tmp_path / "tree" / "configs" / "nlp" / "demo"
     folder.mkdir(parents=True)
     (root / "tools").symlink_to(ROOT / "tools")
-    few = {"max_train_samples": 32, "max_eval_samples": 24, "num_train_epochs": 1}
+    few = {"max_eval_samples": 24, "num_train_epochs": 1}
     for name in ("pretraining", "teacher", "student", "distilled"):
         changed = {"_base_": str(FOLDER / f"{name}.yaml"), **few}
         if name != "teacher":

@@ -640,7 +640,7 @@ def test_labels_matter_for_logits_alone():
 def test_one_number_is_no_distribution():
     one = dict(num_labels=1)
     with pytest.raises(DistillError, match="softmax needs at least 2"):
-        pair_of("logits", student=one, teacher=one)
+        pair_of([dict(student="outputs.logits", loss="KLDivergence")], student=one, teacher=one)
 
 
 def test_no_teacher_and_wrong_teachers():

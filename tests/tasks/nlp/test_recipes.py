@@ -33,10 +33,16 @@ def line(**keys: Any) -> Pair:
 
 
 def test_shapes_are_read_from_configs():
-    assert Shape.of(BertConfig(num_hidden_layers=3, num_attention_heads=6)) == Shape(3, 6)
-    assert Shape.of(DistilBertConfig(n_layers=3, n_heads=6)) == Shape(3, 6)
+    assert Shape.of(BertConfig(num_hidden_layers=3, num_attention_heads=6)) == Shape(3, 6, 2)
+    one = DistilBertConfig(n_layers=3, n_heads=6, num_labels=1)
+    assert Shape.of(one) == Shape(3, 6, 1)
     assert Shape.of(SimpleNamespace(num_attention_heads=[2, 4])) == Shape(None, None)
     assert Shape.of(None) == Shape(None, None)
+
+
+def test_the_logits_of_a_regression_are_compared_as_numbers():
+    made = make_plan("logits", Shape(2, 2, 1), {"teacher": Shape(2, 2, 1)})
+    assert [pair.loss for pair in made.recipe.pairs] == ["L2Logits"]
 
 
 def test_forms_of_one_recipe():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,9 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from taskdistill.tasks.nlp.scalars import (
     FILE,
-    PerplexityCallback,
     ScalarsCallback,
     plain_metrics,
     scalar_rows,
-    write_whole,
 )
 
 HISTORY = [
@@ -75,27 +72,3 @@ def test_the_file_is_written_anew_and_by_one_process(arguments: TrainingArgument
     rows = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
     assert rows == scalar_rows(HISTORY[:2])
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
-
-
-def test_perplexity_joins_the_figures_and_the_history(arguments: TrainingArguments):
-    metrics = {"eval_loss": 2.0}
-    state = TrainerState(log_history=[{"eval_loss": 2.0, "step": 1}])
-    PerplexityCallback().on_evaluate(arguments, state, TrainerControl(), metrics)
-    assert metrics["eval_perplexity"] == pytest.approx(math.exp(2.0))
-    assert state.log_history[-1]["eval_perplexity"] == metrics["eval_perplexity"]
-    metrics = {"eval_loss": 1e9}
-    PerplexityCallback().on_evaluate(arguments, state, TrainerControl(), metrics)
-    assert metrics["eval_perplexity"] == math.inf
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    write_whole(tmp_path / "a" / "b.txt", "old")
-
-    def fail(self: Path, target: Path) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_whole(tmp_path / "a" / "b.txt", "new")
-    assert (tmp_path / "a" / "b.txt").read_text() == "old"
-    assert len(list((tmp_path / "a").iterdir())) == 1

@@ -16,7 +16,6 @@ import pytest
 pytest.importorskip("rich")
 
 from taskdistill.core.errors import ConfigError, DistillError
-from taskdistill.tasks.common.demo.files import exclusive
 from taskdistill.tasks.common.demo.jobs import (
     Job,
     JobFailed,
@@ -25,6 +24,7 @@ from taskdistill.tasks.common.demo.jobs import (
     clock,
     seconds_left,
 )
+from taskdistill.tasks.common.files import exclusive
 
 FAKE = Path(__file__).with_name("fake_train.py")
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and a folder that one demo uses at a time."""
+"""Files that are either whole or absent, and a folder that one run uses at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ....core.errors import DataError, DistillError
+from ...core.errors import DataError, DistillError
 
 
 def write_text(path: Path, text: str) -> None:
