@@ -136,9 +136,9 @@ class DistillingTrainer(Trainer):
         ]
         named = {"loss": loss, **dict(zip(terms, weighted, strict=True))}
         check_finite(named, self.state.global_step)
-        self._add(raw, weighted)
         # The Trainer divides what it takes for a mean over one batch.
         scale = 1.0 if self._is_scaled(num_items_in_batch) else float(batches)
+        self._add([loss / scale, *raw], [loss / scale, *weighted])
         weight = plan.plan.task_weight * plan.plan.recipe.task_weight(progress)
         total = scale * torch.stack(weighted).sum()
         if weight or not total.requires_grad:
@@ -261,12 +261,16 @@ class DistillingTrainer(Trainer):
             self._summed_steps += 1
 
     def log(self, logs: dict[str, float], *args: Any, **kw: Any) -> None:
-        """Add every term, weighted and raw, averaged over the steps since the last time."""
+        """Add every term, weighted and raw, and the student's own loss before its weight.
+
+        All are averages over the steps since the last time.
+        """
         if "loss" in logs and self._sums is not None:
             sums: Any = self.accelerator.reduce(self._sums, "mean")
             means = (sums / max(1, self._summed_steps)).tolist()
+            logs["task_loss"] = means[0][0]
             names = [pair.name for pair in self.distillation.plan.recipe.pairs]
-            for name, raw, weighted in zip(names, *means, strict=True):
+            for name, raw, weighted in zip(names, *(row[1:] for row in means), strict=True):
                 logs[f"loss_kd_{name}"] = weighted
                 logs[f"kd_{name}_raw"] = raw
             self._sums, self._summed_steps = None, 0

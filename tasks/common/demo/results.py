@@ -137,10 +137,14 @@ def distillation_terms(log: TrainingLog) -> list[str]:
 def task_loss(row: Row) -> float:
     """Return the loss of a training line without its distillation terms.
 
+    ``task_loss`` where the line has it: the loss before a weight that it may enter the sum with.
+
     Example:
         >>> task_loss({"step": 1, "loss": 3.0, "loss_kd_feature": 1.0})
         2.0
     """
+    if "task_loss" in row:
+        return row["task_loss"]
     weighted = (value for key, value in row.items() if key.startswith(WEIGHTED_PREFIX))
     return row["loss"] - sum(weighted)
 

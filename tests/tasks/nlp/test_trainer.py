@@ -127,12 +127,18 @@ def test_the_log_has_every_term_raw_and_weighted(tmp_path: Path):
         assert row["loss_kd_hidden"] == pytest.approx(0.5 * row["kd_hidden_raw"])
         assert row["loss_kd_kl"] == pytest.approx(row["kd_kl_raw"])
         assert {"loss_kd_attention", "kd_attention_raw"} <= set(row)
-    first = _train_rows(run)[0]
-    batch = next(iter(run.get_train_dataloader()))
-    own = parts.model()(**batch).loss.item()
-    # The sampler draws another first batch here: the rest is a loss of such size, not of all terms.
-    rest = first["loss"] - sum(v for k, v in first.items() if k.startswith("loss_kd_"))
-    assert rest == pytest.approx(own, rel=0.5)
+        terms = sum(value for key, value in row.items() if key.startswith("loss_kd_"))
+        assert row["loss"] == pytest.approx(row["task_loss"] + terms)
+
+
+def test_the_students_own_loss_is_logged_before_its_weight(tmp_path: Path):
+    whole, tenth = (
+        _train_rows(distilled(tmp_path / str(weight), recipe=dict(pairs=PAIRS, task_weight=weight)))
+        for weight in (1.0, 0.1)
+    )
+    assert tenth[0]["task_loss"] == pytest.approx(whole[0]["task_loss"])
+    gap = whole[0]["loss"] - tenth[0]["loss"]
+    assert gap == pytest.approx(0.9 * whole[0]["task_loss"], rel=1e-5)
 
 
 def test_the_log_averages_over_the_steps_since_the_last_time(tmp_path: Path):

@@ -145,3 +145,7 @@ def test_gap_recovered(teacher, alone, distilled, share):
 def test_gap_is_linear_between_student_and_teacher(alone, gap, share):
     found = gap_recovered(alone + gap, alone, alone + share * gap)
     assert found == pytest.approx(share, abs=1e-5)
+
+
+def test_a_task_loss_that_is_logged_is_taken():
+    assert task_loss({"step": 1, "loss": 1.0, "loss_kd_a": 0.9, "task_loss": 2.0}) == 2.0
