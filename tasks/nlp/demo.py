@@ -7,15 +7,18 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
+import datasets
 import torch
 import yaml
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from ...core.errors import ConfigError, DataError
 from ..common.demo import DemoOptions, DemoTask, Metric
@@ -27,7 +30,9 @@ from ..common.demo.results import read_log
 from ..common.demo.task import TEACHER_SEED, run_name
 from .arguments import Run, parse
 from .build import build_tokenizer, load_trained
-from .data import Prepared, prepare_data
+from .data import DataArguments, Prepared, prepare_data
+from .data.columns import find_text_columns
+from .data.sources import load_splits
 from .heat_maps import Panel, attention_distance, attention_maps, plot_attention
 from .layers import layer_map
 from .output import MODEL
@@ -41,7 +46,8 @@ _WEIGHTS = "model.safetensors"
 _PRETRAINING = "pretraining"
 _TEXTS = 10  # in the table of what the models say
 _DRAWN = 2  # texts whose attention is drawn
-_READ = 200  # texts over which distances between attention maps are means
+_LEAST = 10  # tokens of such a text, where there is one
+_READ = 256  # texts over which distances between attention maps are means
 _SHOWN_LETTERS = 160
 # What a run writes where and how much it says decide nothing of its outcome.
 _SILENT = ("output_dir", "disable_tqdm", "logging_steps")
@@ -68,6 +74,7 @@ class _Data:
     tokenizer: Any
     prepared: Prepared
     encoded: Any  # the validation set
+    texts: Sequence[str]  # the same, to be read
     names: Sequence[str]  # of the classes
 
     def batch(self, index: int) -> dict[str, Tensor]:
@@ -196,7 +203,9 @@ class NlpTask(DemoTask[NlpConfig]):
 
     def load(self, cfg: NlpConfig, checkpoint: Path) -> nn.Module:
         """See the base class."""
-        return load_trained(str(checkpoint.parent), self._data(cfg).prepared, "eager").eval()
+        prepared = self._data(cfg).prepared
+        with _quiet():
+            return load_trained(str(checkpoint.parent), prepared, "eager").eval()
 
     def forward_call(self, model: nn.Module, cfg: NlpConfig) -> Callable[[], object]:
         """See the base class."""
@@ -224,18 +233,22 @@ class NlpTask(DemoTask[NlpConfig]):
         if not self._found:
             assert cfg is not None
             run = cfg.run
-            tokenizer = build_tokenizer(run.model, run.data)
-            prepared = prepare_data(run.data, tokenizer, seed=run.training.seed)
+            with _quiet():
+                tokenizer = build_tokenizer(run.model, run.data)
+                prepared = prepare_data(run.data, tokenizer, seed=run.training.seed)
             names = prepared.config.get("id2label")
             if prepared.validation is None or isinstance(prepared.validation, dict) or not names:
                 raise ConfigError(
                     f"{cfg.path}: a demo needs classes to tell apart and one validation set, but "
                     f"the data are {prepared.text}."
                 )
-            found = _Data(
-                tokenizer, prepared, prepared.validation, [names[i] for i in range(len(names))]
+            self._found[cfg.path] = _Data(
+                tokenizer,
+                prepared,
+                prepared.validation,
+                _validation_texts(run.data),
+                [names[number] for number in range(len(names))],
             )
-            self._found[cfg.path] = found
         return next(iter(self._found.values()))
 
     def _answers(self, data: _Data, models: Mapping[str, nn.Module]) -> Section:
@@ -246,11 +259,12 @@ class NlpTask(DemoTask[NlpConfig]):
             text = data.tokenizer.decode(data.encoded[index]["input_ids"], skip_special_tokens=True)
             said = [_said(model, data.batch(index)) for model in models.values()]
             answers = [data.names[s] + ("" if s == truth else " ✗") for s in said]
-            rows.append([textwrap.shorten(text, _SHOWN_LETTERS), data.names[truth], *answers])
+            text = textwrap.shorten(data.texts[index], _SHOWN_LETTERS, placeholder=" ...")
+            rows.append([text, data.names[truth], *answers])
         return Section(
             "What the models say",
             text=f"{count} validation {self.sample}s at even distances in the list, the first one "
-            "among them; not a selection. ✗: wrong. The text is as the tokenizer reads it.",
+            "among them; not a selection. ✗: wrong.",
             tables=[Table([self.sample, "truth", *models], rows)],
         )
 
@@ -259,7 +273,8 @@ class NlpTask(DemoTask[NlpConfig]):
         depths = [_depth(model) for model in models.values()]
         pairs = layer_map("uniform", min(depths[1:]), depths[0])
         lengths = data.lengths()
-        shortest = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
+        # Short enough to be drawn, long enough to be worth it, special tokens included.
+        shortest = sorted(range(len(lengths)), key=lambda i: (lengths[i] < _LEAST, lengths[i], i))
         figures = []
         for number, index in enumerate(shortest[:_DRAWN], 1):
             batch = data.batch(index)
@@ -280,20 +295,20 @@ class NlpTask(DemoTask[NlpConfig]):
                 ]
                 for near, far in pairs
             ]
-            text = data.tokenizer.decode(batch["input_ids"][0], skip_special_tokens=True)
             truth = data.names[data.encoded[index]["labels"]]
             figures.append(
                 Figure(
                     plot_attention(rows, tokens),
                     f"Attention maps of {', '.join(models)} on a validation {self.sample}, a row "
-                    f"for each of the students' layers. The {self.sample}: {text}",
+                    f"for each of the students' layers. The {self.sample}: "
+                    f"{data.texts[index]}",
                     f"{self.sample.capitalize()} {number}, of {truth}.",
                 )
             )
         table = self._distances(data, of_teacher, dict(students), pairs)
         return Section(
             "What the layers attend to",
-            text=f"The {len(figures)} shortest validation {self.sample}s. A row of a map shows how "
+            text=f"{len(figures)} short validation {self.sample}s. A row of a map shows how "
             "much the token on its left attends to each token below, a mean over the heads of the "
             "layer; the darker, the more (the colour goes by the root). On the left is the "
             "teacher's layer that the student's is compared with. Distance: the share of attention "
@@ -339,7 +354,8 @@ class NlpDemo(NlpTask):
         return (
             f"{super().prepare(cfg)} They come from the help texts of this Python, so another "
             "version has slightly others. The teacher is pre-trained on the training passages "
-            "(masked words), which its training time takes in."
+            "(masked words), which its training time takes in. The distilled student first learns "
+            "from the teacher's layers, without labels: until it sees them, its accuracy is chance."
         )
 
     def plan(self, configs: Mapping[str, NlpConfig], options: DemoOptions) -> list[Job]:
@@ -482,6 +498,29 @@ def shortened(cfg: NlpConfig, epochs: int) -> dict[str, Any]:
     if "intermediate" in options:
         scaled["recipe"] = _scaled(options, ("intermediate",), scale)
     return {**changes, "distill": scaled} if scaled else changes
+
+
+def _validation_texts(args: DataArguments) -> list[str]:
+    """The texts of the validation set, in its order."""
+    splits = load_splits(args).with_validation(args.validation_split).limited(args)
+    rows = splits.validation[""]
+    columns = [rows[column] for column in find_text_columns(rows, args)]
+    return [" / ".join(texts) for texts in zip(*columns, strict=True)]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the bars of datasets and transformers, which would tear up the demo's own."""
+    before = not datasets.are_progress_bars_disabled(), logging.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before[0]:
+            datasets.enable_progress_bars()
+        if before[1]:
+            logging.enable_progress_bar()
 
 
 def _scaled(line: Mapping[str, Any], keys: Sequence[str], scale: float) -> dict[str, Any]:
