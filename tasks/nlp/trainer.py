@@ -176,10 +176,13 @@ class DistillingTrainer(Trainer):
             return loss
         if self._heeds_items is None:
             self._heeds_items = self._probe(model, inputs, items)
-        return loss if self._heeds_items else loss * (labels.ne(-100).sum() / items)
+        return loss * (labels.ne(-100).sum() / items) if self._heeds_items is False else loss
 
-    def _probe(self, model: nn.Module, inputs: dict[str, Any], items: Any) -> bool:
-        """Whether the loss heeds the number of items, tried out on one batch."""
+    def _probe(self, model: nn.Module, inputs: dict[str, Any], items: Any) -> bool | None:
+        """Whether the loss heeds the number of items, tried out on one batch.
+
+        None where that batch cannot tell: its loss is 0, or is neither halved nor the same.
+        """
         if self._in_parallel():
             # Asked inside: the wrapper would send buffers around between forward and backward.
             model = self.accelerator.unwrap_model(model)
@@ -203,7 +206,7 @@ class DistillingTrainer(Trainer):
                 type(self.accelerator.unwrap_model(model)).__name__,
             )
             return False
-        return True
+        return True if _HALF[0] < ratio < _HALF[1] else None
 
     def _in_parallel(self) -> bool:
         return self.accelerator.distributed_type in (

@@ -17,3 +17,12 @@ pytest.importorskip("transformers")
 def mmdet_scope() -> Iterator[None]:
     """No registry of the mm libraries is looked at here."""
     yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def single_process() -> Iterator[None]:
+    """A command line of the mm tasks, run in this process before, leaves its rank behind."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            patch.delenv(name, raising=False)
+        yield
