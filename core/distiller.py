@@ -22,6 +22,7 @@ from .errors import (
     TeacherError,
     did_you_mean,
 )
+from .modes import evaluating
 from .recipe import OUTPUTS, Pair, Progress, Recipe, members, output_name
 from .taps import Captured, Tap, Taps
 from .teacher import FrozenTeacher
@@ -545,10 +546,8 @@ class Distiller(nn.Module):
             ShapeError: If no adapter can relate the two sides of a pair.
         """
         cpu = torch.random.get_rng_state()
-        modes = {module: module.training for module in self.student.modules()}
         try:
-            with torch.no_grad():
-                self.student.eval()
+            with torch.no_grad(), evaluating(self.student):
                 seen, output = self._observe_stable(self._taps, student_forward, *args, **kwargs)
                 self._prepare_critics(output, args)
                 for name, teacher in self.teachers.items():
@@ -564,8 +563,6 @@ class Distiller(nn.Module):
                             pair, self._examples(pair, (seen, output), (asked, answer))
                         )
         finally:
-            for module, mode in modes.items():
-                module.training = mode
             torch.random.set_rng_state(cpu)
         # Of the parameters' precision, not the tensors': those may come from an autocast.
         dtypes = (p.dtype for p in self.student.parameters() if p.dtype.is_floating_point)

@@ -13,13 +13,13 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from ...core.errors import ConfigError, did_you_mean
 from ...core.teacher import FrozenTeacher
 from .distillation import Distillation
+from .recipes import RECIPE_KEYS
 from .teacher import load_teacher
 from .trainer import make_distilling
 
 __all__ = ["DistillationCallback", "DistillationTrainer"]
 
 Teacher = nn.Module | FrozenTeacher | str | Mapping[str, Any]
-_RECIPE_KEYS = ("pairs", "recipe", "unit", "stages", "task_weight")
 
 
 class DistillationCallback(TrainerCallback):
@@ -99,7 +99,7 @@ class DistillationCallback(TrainerCallback):
         Raises:
             ConfigError: If a key is unknown or missing.
         """
-        known = ("teacher", "teachers", *_RECIPE_KEYS)
+        known = ("teacher", "teachers", *RECIPE_KEYS)
         if not isinstance(config, Mapping):
             raise ConfigError(f"distill is a mapping (teacher: ..., pairs: ...), not {config!r}.")
         for key in config:
@@ -117,7 +117,7 @@ class DistillationCallback(TrainerCallback):
             teacher = {n: load_teacher(source, model_class) for n, source in several.items()}
         else:
             teacher = load_teacher(config["teacher"], model_class)
-        recipe = {key: config[key] for key in _RECIPE_KEYS if key in config}
+        recipe = {key: config[key] for key in RECIPE_KEYS if key in config}
         return cls(teacher, recipe, model_class=model_class)
 
     def attach(self, trainer: Trainer) -> None:

@@ -181,12 +181,11 @@ def _fit_evaluation(run: Run, prepared: Prepared) -> None:
 
 
 def _callbacks(run: Run, prepared: Prepared) -> list[Any]:
-    """What adds to the history stands before what writes it."""
-    callbacks: list[Any] = []
-    if run.distill is not None:
-        model_class = prepared.model_class
-        callbacks.append(DistillationCallback.from_config(run.distill, model_class=model_class))
-    return [*callbacks, ScalarsCallback()]
+    if run.distill is None:
+        return [ScalarsCallback()]
+    model_class = prepared.model_class
+    distilling = DistillationCallback.from_config(run.distill, model_class=model_class)
+    return [distilling, ScalarsCallback()]
 
 
 def _trainer(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ...core.distiller import Context, Distiller, Outputs, Region, Term
 from ...core.errors import CheckpointError, ConfigError
+from ...core.modes import evaluating
 from ...core.recipe import Pair, Progress, members, output_name
 from ...core.taps import Captured
 from ...core.teacher import FrozenTeacher, read_checkpoint
@@ -148,24 +149,18 @@ class Distillation:
                 lambda name: lambda **batch: self._models[name](**batch, **self.readers[name].asks),
                 **example,
             )
-        modes = {module: module.training for module in self.student.modules()}
-        self.student.eval()
-        try:
-            whole = {**example, "attention_mask": torch.ones_like(example["attention_mask"])}
+        whole = {**example, "attention_mask": torch.ones_like(example["attention_mask"])}
+        with torch.no_grad(), evaluating(self.student):
             self.reader.check_scores(self.student, whole)
             for name, reader in self.readers.items():
                 reader.check_scores(self._models[name], whole)
-            with torch.no_grad():
-                with distiller.watch() as seen:
-                    output = self.student(**example, **self.reader.asks)
-                taught = {name: self._ask(name, example) for name in distiller.teachers}
-                context = self._context(seen, output, taught, example, made_up=True)
-                captured = {name: found for name, (found, _) in taught.items()}
-                for stage in self._stages():
-                    distiller.terms(seen, captured, context, stage)
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+            with distiller.watch() as seen:
+                output = self.student(**example, **self.reader.asks)
+            taught = {name: self._ask(name, example) for name in distiller.teachers}
+            context = self._context(seen, output, taught, example, made_up=True)
+            captured = {name: found for name, (found, _) in taught.items()}
+            for stage in self._stages():
+                distiller.terms(seen, captured, context, stage)
 
     def _stages(self) -> list[Progress]:
         """A moment in every stretch in which the same pairs are active."""
@@ -339,12 +334,8 @@ def _outputs_of(pairs: Sequence[Pair], side: str) -> set[str]:
 
 def _token_level(student: nn.Module, example: Mapping[str, Tensor]) -> bool:
     """Whether the student's head gives a row a token."""
-    modes = {module: module.training for module in student.modules()}
-    student.eval()
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(student):
         output = student(**example)
-    for module, mode in modes.items():
-        module.training = mode
     if not isinstance(output, Mapping):
         raise ConfigError(
             f"{type(student).__name__} returns {type(output).__name__}; expected a model output "

@@ -14,11 +14,11 @@ from .layers import layer_map
 from .outputs import LAYERED
 from .progressive import LayerStages
 
-__all__ = ["READY", "Plan", "Shape", "make_plan"]
+__all__ = ["READY", "RECIPE_KEYS", "Plan", "Shape", "make_plan"]
 
 logger = logging.getLogger(__name__)
 
-_KEYS = ("pairs", "recipe", "unit", "stages", "task_weight")
+RECIPE_KEYS = ("pairs", "recipe", "unit", "stages", "task_weight")
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,10 @@ def _draft(spec: Any, student: Shape, teacher: Shape) -> _Draft:
             options = {k: v for k, v in spec.items() if k != "name"}
             return _ready(str(spec["name"]), options, student, teacher)
         for key in spec:
-            if key not in _KEYS:
+            if key not in RECIPE_KEYS:
                 raise ConfigError(
-                    f"A recipe has no {key!r}.{did_you_mean(str(key), _KEYS)} It has: "
-                    f"{', '.join(_KEYS)}; or give a list of pairs."
+                    f"A recipe has no {key!r}.{did_you_mean(str(key), RECIPE_KEYS)} It has: "
+                    f"{', '.join(RECIPE_KEYS)}; or give a list of pairs."
                 )
         if ("pairs" in spec) == ("recipe" in spec):
             raise ConfigError("A recipe has either 'pairs' or the 'recipe' that is ready-made.")
@@ -192,25 +192,19 @@ def _expand(line: Any, student: Shape, teachers: Mapping[str, Shape]) -> Any:
         parts = [_select(part, [s for s, _ in chosen]) for part in parts]
         their_parts = [_select(part, [t for _, t in chosen]) for part in their_parts]
         line["student"], line["teacher"] = " + ".join(parts), " + ".join(their_parts)
-    if (
-        line.get("loss") == "AttentionMap"
-        and "heads" not in line
-        and None
-        not in (
+    if line.get("loss") != "AttentionMap":
+        return line
+    known = None not in (student.heads, teacher.heads) and parts[0].startswith(OUTPUTS)
+    if known and student.heads != teacher.heads and "heads" not in line:
+        line["heads"] = "mean"
+        logger.warning(
+            "Pair %s: the student has %d attention heads and the teacher %d, so the averages "
+            "over the heads are compared (heads='mean').",
+            line["student"],
             student.heads,
             teacher.heads,
         )
-    ):
-        if parts[0].startswith(OUTPUTS) and student.heads != teacher.heads:
-            line["heads"] = "mean"
-            logger.warning(
-                "Pair %s: the student has %d attention heads and the teacher %d, so the averages "
-                "over the heads are compared (heads='mean').",
-                line["student"],
-                student.heads,
-                teacher.heads,
-            )
-    if output_name(parts[0]) == "attention_scores" and line.get("loss") == "AttentionMap":
+    if output_name(parts[0]) == "attention_scores":
         line.setdefault("form", "scores")
     return line
 

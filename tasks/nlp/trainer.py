@@ -16,6 +16,7 @@ from transformers import Trainer
 
 from ...core.distiller import check_finite
 from ...core.errors import ConfigError
+from ...core.modes import evaluating
 from ...core.recipe import Progress
 from ...core.taps import flatten_tensors
 from .distillation import STATE_FILE, Distillation
@@ -186,17 +187,11 @@ class DistillingTrainer(Trainer):
         if self._in_parallel():
             # Asked inside: the wrapper would send buffers around between forward and backward.
             model = self.accelerator.unwrap_model(model)
-        modes = {module: module.training for module in model.modules()}
-        model.eval()
-        try:
-            with torch.no_grad():
-                losses: list[Any] = [
-                    Trainer.compute_loss(self, model, dict(inputs), num_items_in_batch=n)
-                    for n in (items, 2 * items)
-                ]
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        with torch.no_grad(), evaluating(model):
+            losses: list[Any] = [
+                Trainer.compute_loss(self, model, dict(inputs), num_items_in_batch=n)
+                for n in (items, 2 * items)
+            ]
         once, twice = (loss.item() for loss in losses)
         ratio = twice / once if once else 0.0
         if _SAME[0] < ratio < _SAME[1]:

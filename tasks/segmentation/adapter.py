@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ...core.distiller import Context, Region
 from ...core.errors import ConfigError, TeacherError
+from ...core.modes import evaluating
 from ...core.recipe import OUTPUTS
 from ...core.taps import Captured
 from ..openmm.adapter import TASK_ADAPTERS, TaskAdapter
@@ -157,18 +158,14 @@ class SegmentorAdapter(TaskAdapter):
                         called.append((name, output))
 
                 handles.append(module.register_forward_hook(note))
-        modes = {module: module.training for module in self.student.modules()}
         try:
-            self.student.eval()
-            with torch.no_grad():
+            with torch.no_grad(), evaluating(self.student):
                 size = self.probe_size
                 image = torch.zeros(1, 3, size, size, device=_device(self.student))
                 raw = self.forward(self.student)(image)
         finally:
             for handle in handles:
                 handle.remove()
-            for module, mode in modes.items():
-                module.training = mode
         found = {}
         for output in needed:
             sources = [name for name, tensor in called if tensor is raw[output]]
