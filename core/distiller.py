@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -43,15 +44,19 @@ class Region:
             ``(P, ...)``; ``(B, T)`` for sequences of tokens, in any form their loss knows or laid
             out flat ``(B * T, K)``; or a map ``(B, H, W)`` for outputs and features
             ``(B, C, h, w)``, which is read at the nearest place where its size is another.
+            ``None`` where the region is one of features only.
         total: What the weighted sum is divided by; the sum of the weights by default. In
             data-parallel training, the mean of that sum over processes.
         average: Takes the mean over processes of a number; for maps, whose sum is known only at
             the size of what they are used on.
+        at: Makes the map ``(B, h, w)`` for features of that height and width, which are then not
+            weighed by ``weight``: the region of each level of a pyramid is its own.
     """
 
-    weight: Tensor
+    weight: Tensor | None = None
     total: Tensor | None = None
     average: Callable[[Tensor], Tensor] | None = None
+    at: Callable[[tuple[int, int]], Tensor] | None = None
 
 
 @dataclass
@@ -63,7 +68,8 @@ class Context:
             ``(B, C, H, W)``. Where there is one a layer, a sequence of them.
         teachers: Outputs of each teacher by name, on the same positions.
         regions: Regions by name.
-        targets: Ground truth by output name, for losses that want it; of maps ``(B, H, W)``.
+        targets: Ground truth by output name, for losses that want it; of maps ``(B, H, W)``. Losses
+            of features name theirs (``target_name = "boxes"``).
         images: What the student saw, for losses that want it.
         match: Brings a teacher's output (second) to the size of a student's (first); without it,
             two sizes are an error.
@@ -119,6 +125,7 @@ class Distiller(nn.Module):
             positions; one for all, or by the output's name.
         adapted: Outputs that go through adapters, as taps do: features, which may differ in width.
         teacher_reads: Further taps on each teacher, by its name.
+        whole: Teachers whose outputs are wanted beyond the pairs: their forward never ends early.
 
     Raises:
         TapError: If a tap names no module.
@@ -145,6 +152,7 @@ class Distiller(nn.Module):
         default_region: str | Mapping[str, str] | None = None,
         adapted: Iterable[str] = (),
         teacher_reads: Mapping[str, Sequence[str]] | None = None,
+        whole: Iterable[str] = (),
     ) -> None:
         super().__init__()
         self.recipe = recipe if isinstance(recipe, Recipe) else Recipe.from_config(recipe)
@@ -171,9 +179,12 @@ class Distiller(nn.Module):
             own = [tap for p in pairs if not p.is_output for tap in members(p.teacher)]
             self._teacher_taps[name] = [*own, *(teacher_reads or {}).get(name, ())]
             self.teachers[name].taps(self._teacher_taps[name])
+        self._whole = frozenset(whole)
         self._stop_after: dict[str, dict[tuple[str, str], int] | None] = {}
         self.adapters = nn.ModuleDict()
         self.losses = nn.ModuleDict({p.name: p.build_loss() for p in self.recipe.pairs})
+        # Of losses that learn something of each tensor: those of the second and later ones.
+        self.further_losses = nn.ModuleDict()
         self._forward_args = {
             name: set(inspect.signature(loss.forward).parameters)
             for name, loss in self.losses.items()
@@ -197,6 +208,11 @@ class Distiller(nn.Module):
     def pairs_of(self, teacher: str) -> list[Pair]:
         """The pairs that one teacher serves."""
         return self._served[teacher]
+
+    @property
+    def regions(self) -> set[str]:
+        """The regions that some pair is limited to, by its line or by default."""
+        return {name for name in self._region_of.values() if name is not None}
 
     def region_of(self, pair: Pair) -> str | None:
         """The region a pair is limited to, or averaged over by default."""
@@ -228,7 +244,13 @@ class Distiller(nn.Module):
                 f"Pair {pair.name!r} is limited to region {pair.region!r}, but {loss} takes no "
                 "'weight' per position and 'total'."
             )
-        if "target" in takes and not pair.is_output:
+        if pair.avg_factor is not None and not self._weighs(pair):
+            raise ConfigError(
+                f"Pair {pair.name!r} has avg_factor={pair.avg_factor}, but {loss} takes no "
+                "'weight' per position and 'total'."
+            )
+        named = hasattr(self.losses[pair.name], "target_name")
+        if "target" in takes and not pair.is_output and not named:
             raise ConfigError(
                 f"Pair {pair.name!r}: {loss} compares with the ground truth, which only outputs "
                 f"('{OUTPUTS}NAME') have; {pair.student!r} is a tap."
@@ -340,17 +362,21 @@ class Distiller(nn.Module):
                 zero = torch.stack(touch).sum() if touch else torch.zeros((), device=self._device)
                 found[pair.name] = Term(zero.detach(), zero)
                 continue
-            raw = (
+            values = torch.stack(
                 self._compare_outputs(pair, context)
                 if pair.is_output
                 else self._compare_taps(
                     pair, student, teachers[self._teacher_of[pair.name]], context
                 )
             )
-            found[pair.name] = Term(raw.detach(), raw * factor)
+            raw = weighted = values.mean()
+            if pair.shares is not None:
+                _check_shares(pair, len(values))
+                weighted = (values * values.new_tensor(pair.shares)).mean()
+            found[pair.name] = Term(raw.detach(), weighted * factor)
         return found
 
-    def _compare_outputs(self, pair: Pair, context: Context) -> Tensor:
+    def _compare_outputs(self, pair: Pair, context: Context) -> list[Tensor]:
         taught = context.teachers.get(self._teacher_of[pair.name], {})
         tensors = self._match(
             pair,
@@ -362,10 +388,12 @@ class Distiller(nn.Module):
         for index, (student, teacher) in enumerate(tensors):
             if adapters is not None:
                 student, teacher = adapters[index](student, teacher)
-            values.append(self._compare_output(pair, student, teacher, context))
-        return values[0] if len(values) == 1 else torch.stack(values).mean()
+            values.append(self._compare_output(pair, index, student, teacher, context))
+        return values
 
-    def _compare_output(self, pair: Pair, student: Any, teacher: Any, context: Context) -> Tensor:
+    def _compare_output(
+        self, pair: Pair, index: int, student: Any, teacher: Any, context: Context
+    ) -> Tensor:
         free = getattr(self.losses[pair.name], "any_channels", False)
         if isinstance(student, Tensor) and not free:
             if student.shape != teacher.shape and context.match is not None:
@@ -377,34 +405,51 @@ class Distiller(nn.Module):
                 )
         takes, extra = self._forward_args[pair.name], {}
         if "target" in takes:
-            target = _lookup(context.targets, output_name(pair.student), "target")
+            target = self._target(pair, context)
             is_map = target.ndim == 3 and student.ndim == 4
             extra["target"] = _nearest(target, student.shape[2:]) if is_map else target
         region = self._region(pair, context)
-        if region is not None and isinstance(student, Tensor):
-            region = _laid_out(region, student)
-        if region is not None and region.weight.ndim == 3:
-            extra.update(self._on_map(pair, region, student))
-        elif region is not None and region.weight.ndim == 2 and _is_sequence(student):
-            extra.update(weight=region.weight, total=region.total)
-        elif region is not None:
-            if region.weight.shape != student.shape[:1]:
+        if region is not None:
+            if region.weight is None:
+                raise ConfigError(
+                    f"Pair {pair.name!r}: region {self._region_of[pair.name]!r} is one of "
+                    f"features; {pair.student!r} is an output."
+                )
+            weight = _laid_out(region.weight, student)
+            if weight.ndim == 3:
+                extra.update(self._on_map(pair, region, student))
+            elif weight.ndim == 2 and _is_sequence(student):
+                extra.update(weight=weight, total=region.total)
+            elif weight.shape != student.shape[:1]:
                 raise ShapeError(
                     f"Pair {pair.name!r}: region {self._region_of[pair.name]!r} has weights of "
-                    f"shape {tuple(region.weight.shape)}, expected one for each of the "
+                    f"shape {tuple(weight.shape)}, expected one for each of the "
                     f"{len(student)} positions of {pair.student} {tuple(student.shape)}."
                 )
-            total = region.weight.sum() if region.total is None else region.total
-            # Only the positions that count go through the loss: a few hundred of many thousand.
-            chosen = region.weight.nonzero().squeeze(1)
-            student, teacher = student[chosen], teacher[chosen]
-            extra = {key: value[chosen] for key, value in extra.items()}
-            extra.update(weight=region.weight[chosen], total=total)
+            else:
+                total = weight.sum() if region.total is None else region.total
+                # Only the positions that count go through the loss: a few hundred of many thousand.
+                chosen = weight.nonzero().squeeze(1)
+                student, teacher = student[chosen], teacher[chosen]
+                extra = {key: value[chosen] for key, value in extra.items()}
+                extra.update(weight=weight[chosen], total=total)
+        if pair.avg_factor is not None:
+            extra["total"] = pair.avg_factor
         if "image" in takes:
             extra["image"] = context.images
         if self._is_adversarial(pair):
             self._played[pair.name] = (student.detach(), teacher.detach(), extra)
-        return self.losses[pair.name](student, teacher, **extra)
+        return self._loss_of(pair, index)(student, teacher, **extra)
+
+    def _target(self, pair: Pair, context: Context) -> Tensor:
+        name = getattr(self.losses[pair.name], "target_name", None) or output_name(pair.student)
+        return _lookup(context.targets, name, "target")
+
+    def _loss_of(self, pair: Pair, index: int) -> nn.Module:
+        """The loss of a pair's tensor: a copy each, where it learns something of each."""
+        if index == 0 or pair.name not in self.further_losses:
+            return self.losses[pair.name]
+        return list(self.further_losses[pair.name].children())[index - 1]
 
     def _region(self, pair: Pair, context: Context) -> Region | None:
         name = self._region_of[pair.name]
@@ -412,21 +457,23 @@ class Distiller(nn.Module):
 
     def _on_map(self, pair: Pair, region: Region, student: Tensor) -> dict[str, Any]:
         """What a loss of maps is given of a region."""
-        if student.ndim != 4 or region.weight.shape[:1] != student.shape[:1]:
+        weight, total = region.weight, region.total
+        if region.at is not None and student.ndim == 4:
+            weight, total = region.at((student.shape[2], student.shape[3])), None
+        if weight is None or student.ndim != 4 or weight.shape[:1] != student.shape[:1]:
+            shape = "of each level" if weight is None else tuple(weight.shape)
             raise ShapeError(
-                f"Pair {pair.name!r}: region {self._region_of[pair.name]!r} is a map "
-                f"{tuple(region.weight.shape)}, but {pair.student!r} is {tuple(student.shape)}; "
-                "expected (B, C, H, W)."
+                f"Pair {pair.name!r}: region {self._region_of[pair.name]!r} is a map {shape}, but "
+                f"{pair.student!r} is {tuple(student.shape)}; expected (B, C, H, W)."
             )
-        weight = _nearest(region.weight, student.shape[2:])
-        total = region.total
+        weight = _nearest(weight, student.shape[2:])
         if total is None and region.average is not None:
             total = region.average(weight.sum())
         return dict(weight=weight, total=total)
 
     def _compare_taps(
         self, pair: Pair, student: Captured, teacher: Captured, context: Context
-    ) -> Tensor:
+    ) -> list[Tensor]:
         tensors = self._match_taps(pair, student, teacher)
         adapters = self._adapters_of(pair, len(tensors)) if self._adapts(pair) else None
         region, values = self._region(pair, context), []
@@ -439,23 +486,41 @@ class Distiller(nn.Module):
                 )
             if adapters is not None:
                 s, t = adapters[index](s, t)
-            values.append(self.losses[pair.name](s, t, **self._on_tap(pair, region, parts[0])))
-        return torch.stack(values).mean()
+            # Of the size that is compared, which an adapter may have made of the student's.
+            compared = s[0] if isinstance(s, tuple) else s
+            extra = self._on_tap(pair, region, compared)
+            if "target" in self._forward_args[pair.name]:
+                extra["target"] = self._target(pair, context)
+            if pair.avg_factor is not None:
+                extra["total"] = pair.avg_factor
+            values.append(self._loss_of(pair, index)(s, t, **extra))
+        return values
 
     def _on_tap(self, pair: Pair, region: Region | None, student: Tensor) -> dict[str, Any]:
         """What a loss of tapped tensors is given of a region."""
         if region is None:
             return {}
-        region = _laid_out(region, student)
-        if region.weight.ndim == 3:
+        weight = None if region.weight is None else _laid_out(region.weight, student)
+        # Features of single positions (regions of interest) are weighed as outputs are.
+        if (
+            weight is None
+            or weight.ndim == 3
+            or (region.at is not None and student.ndim == 4 and weight.shape != student.shape[:1])
+        ):
             return self._on_map(pair, region, student)
-        if region.weight.shape != student.shape[: region.weight.ndim]:
+        if weight.shape != student.shape[: weight.ndim]:
             raise ShapeError(
                 f"Pair {pair.name!r}: region {self._region_of[pair.name]!r} has weights of shape "
-                f"{tuple(region.weight.shape)}, but {pair.student!r} is {tuple(student.shape)}; "
+                f"{tuple(weight.shape)}, but {pair.student!r} is {tuple(student.shape)}; "
                 "its first axes must be the same."
             )
-        return dict(weight=region.weight, total=region.total)
+        if weight.ndim == 1 and student.ndim > 2:
+            # Features of single positions are maps or sequences themselves: each place counts so.
+            places = student.shape[2:] if student.ndim == 4 else student.shape[1:-1]
+            total = weight.sum() if region.total is None else region.total
+            wide = weight.view(-1, *(1 for _ in places)).expand(-1, *places)
+            return dict(weight=wide, total=total * places.numel())
+        return dict(weight=weight, total=region.total)
 
     def _adapters_of(self, pair: Pair, tensors: int) -> list[nn.Module]:
         """The adapters of a pair, one for each tensor."""
@@ -517,8 +582,9 @@ class Distiller(nn.Module):
 
     def _parameters_of(self, pair: Pair) -> list[nn.Parameter]:
         modules = [] if self._is_adversarial(pair) else [self.losses[pair.name]]
-        if pair.name in self.adapters:
-            modules.append(self.adapters[pair.name])
+        for further in (self.further_losses, self.adapters):
+            if pair.name in further:
+                modules.append(further[pair.name])
         return [p for module in modules for p in module.parameters() if p.requires_grad]
 
     # -- before the first step -----------------------------------------------------------------
@@ -556,19 +622,31 @@ class Distiller(nn.Module):
                     asked, answer = self._observe_stable(taps, teacher.run, call, *args, **kwargs)
                     # The rest of the forward is needed only where its output is compared.
                     pairs = self._served[name]
-                    tapped_only = bool(pairs) and not any(p.is_output for p in pairs)
+                    wanted = name in self._whole or any(p.is_output for p in pairs)
+                    tapped_only = bool(pairs) and not wanted
                     self._stop_after[name] = asked.counts() if tapped_only else None
                     for pair in filter(self._adapts, pairs):
-                        self._make_adapters(
-                            pair, self._examples(pair, (seen, output), (asked, answer))
-                        )
+                        examples = self._examples(pair, (seen, output), (asked, answer))
+                        _check_shares(pair, len(examples))
+                        if self._adapts(pair):
+                            self._make_adapters(pair, examples)
+                        if self._learns_each(pair):
+                            first = self.losses[pair.name]
+                            self.further_losses[pair.name] = nn.ModuleList(
+                                copy.deepcopy(first) for _ in examples[1:]
+                            )
         finally:
             torch.random.set_rng_state(cpu)
         # Of the parameters' precision, not the tensors': those may come from an autocast.
         dtypes = (p.dtype for p in self.student.parameters() if p.dtype.is_floating_point)
         self.adapters.to(self._device, next(dtypes, None))
-        self.losses.to(self._device)
+        for losses in (self.losses, self.further_losses):
+            losses.to(self._device)
         self.is_set_up = True
+
+    def _learns_each(self, pair: Pair) -> bool:
+        """Whether the pair's loss learns something of each tensor that it compares."""
+        return getattr(self.losses[pair.name], "per_tensor", False)
 
     @property
     def _device(self) -> torch.device:
@@ -627,6 +705,14 @@ class Distiller(nn.Module):
         self.adapters[pair.name] = made
 
 
+def _check_shares(pair: Pair, tensors: int) -> None:
+    if pair.shares is not None and len(pair.shares) != tensors:
+        raise ShapeError(
+            f"Pair {pair.name!r}: weight has {len(pair.shares)} numbers {list(pair.shares)}, but "
+            f"{pair.student!r} gives {tensors} tensors; expected one each."
+        )
+
+
 def _output(values: Outputs, spec: str, what: str) -> list[Tensor]:
     """The tensors that ``outputs.NAME[selection]`` stands for."""
     value = _lookup(values, output_name(spec), what)
@@ -642,12 +728,11 @@ def _is_sequence(student: Any) -> bool:
     return not isinstance(student, Tensor) or student.ndim > 2
 
 
-def _laid_out(region: Region, student: Tensor) -> Region:
-    """A region of tokens as flat as the tensor it is of."""
-    weight = region.weight
-    if weight.ndim == 2 and student.ndim == 2 and len(student) == weight.numel():
-        return replace(region, weight=weight.flatten())
-    return region
+def _laid_out(weight: Tensor, student: Any) -> Tensor:
+    """Weights of tokens as flat as the tensor they are of."""
+    if weight.ndim == 2 and isinstance(student, Tensor) and student.ndim == 2:
+        return weight.flatten() if len(student) == weight.numel() else weight
+    return weight
 
 
 def _nearest(values: Tensor, size: Sequence[int]) -> Tensor:

@@ -106,12 +106,15 @@ class Pair:
         loss: Name of a class of :mod:`taskdistill.core.losses`, ``"package.module:Class"``, or a
             module.
         teacher: Tap on the teacher; the student's by default.
-        weight: Factor on the loss, >= 0.
+        weight: Factor on the loss, >= 0. Of a pair over several tensors (pyramid levels) it may be
+            a list, one factor each: the term is then the mean of factor times value.
         name: How it is called in the log; made from the loss and the region by default.
         of: Which teacher, where there are several; the first by default.
         region: Positions to compare, named by the task (detection: ``"main"``, ``"vlr"``, ...;
             segmentation: ``"labelled"``). Of an output; of a tapped map where the task's regions
             are maps.
+        avg_factor: What the weighted sum over positions is divided by, in place of the sum of the
+            weights; for the fixed numbers of some papers' code.
         adapter: One of :data:`.adapters.ADAPTERS`, ``"auto"`` by default; see
             :class:`.adapters.Adapter`.
         start: Active from here, in the recipe's unit.
@@ -124,10 +127,11 @@ class Pair:
     student: str
     loss: str | nn.Module
     teacher: str = ""
-    weight: float = 1.0
+    weight: float | Sequence[float] = 1.0
     name: str = ""
     of: str | None = None
     region: str | None = None
+    avg_factor: float | None = None
     adapter: str = "auto"
     start: float = 0.0
     stop: float | None = None
@@ -164,6 +168,8 @@ class Pair:
             ConfigError: If anything in it cannot be meant.
         """
         pair = replace(self, teacher=self.teacher or self.student)
+        if isinstance(pair.weight, (list, tuple)):
+            pair = replace(pair, weight=tuple(pair.weight))
         _check_pair(pair)
         return replace(pair, name=pair.name or _default_name(pair))
 
@@ -177,8 +183,15 @@ class Pair:
         """Whether it compares what the task computes, not what a module returns."""
         return self.student.startswith(OUTPUTS)
 
+    @property
+    def shares(self) -> tuple[float, ...] | None:
+        """One factor a tensor, where the weight is a list."""
+        return None if isinstance(self.weight, (int, float)) else tuple(self.weight)
+
     def factor(self, now: float, stage: str | None) -> float:
         """The weight at a point in time: 0 outside ``[start, stop)`` or its stage.
+
+        Where the weight is a list, what is left of it beside :attr:`shares`: 1 and the warm-up.
 
         Example:
             >>> pair = Pair("neck", "FeatureImitation", weight=2.0, start=1, warmup=2)
@@ -190,7 +203,9 @@ class Pair:
         if now < self.start or (self.stop is not None and now >= self.stop):
             return 0.0
         ramp = 1.0 if self.warmup == 0 else min(1.0, (now - self.start) / self.warmup)
-        return self.weight * ramp
+        if isinstance(self.weight, (int, float)):
+            return self.weight * ramp
+        return ramp if any(self.weight) else 0.0
 
 
 @dataclass(frozen=True)
@@ -213,8 +228,16 @@ class Recipe:
         pairs: Iterable[Mapping[str, Any] | Pair],
         unit: str = "epoch",
         stages: Sequence[Mapping[str, Any]] = (),
+        *,
+        may_be_empty: bool = False,
     ) -> Recipe:
         """Make a recipe from config data and check it whole.
+
+        Args:
+            pairs: The lines.
+            unit: See the class.
+            stages: Likewise, as mappings.
+            may_be_empty: Whether something else than pairs is distilled.
 
         Raises:
             ConfigError: If anything in it cannot be meant.
@@ -227,7 +250,7 @@ class Recipe:
         if unit not in ("epoch", "step"):
             raise ConfigError(f"unit={unit!r} of the recipe is neither 'epoch' nor 'step'.")
         pairs = list(pairs)
-        if not pairs:
+        if not pairs and not may_be_empty:
             raise ConfigError("The recipe has no pairs: nothing would be distilled.")
         made = tuple(_stage(stage) for stage in stages)
         names = [stage.name for stage in made]
@@ -405,10 +428,19 @@ def _check_pair(pair: Pair) -> None:
             f"Pair {ours!r} has adapter={pair.adapter!r}, but joined tensors are compared as they "
             "are; adapters go with a single one."
         )
-    for key in ("weight", "start", "warmup", "stop"):
+    weights = pair.weight if isinstance(pair.weight, tuple) else (pair.weight,)
+    if not weights:
+        raise ConfigError(
+            f"weight of pair {ours!r} is an empty list; expected one for each tensor."
+        )
+    for value in weights:
+        _check_number(f"weight of pair {ours!r}", value)
+    for key in ("start", "warmup", "stop", "avg_factor"):
         value = getattr(pair, key)
-        if not (key == "stop" and value is None):
+        if not (key in ("stop", "avg_factor") and value is None):
             _check_number(f"{key} of pair {ours!r}", value)
+    if pair.avg_factor == 0:
+        raise ConfigError(f"avg_factor of pair {ours!r} is 0; expected a number to divide by.")
     if pair.stop is not None and pair.stop <= pair.start:
         raise ConfigError(
             f"Pair {ours!r} would never be active: it stops at {pair.stop}, it starts at "

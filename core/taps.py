@@ -194,6 +194,10 @@ class Captured:
                 values.append(call.value)
         return values
 
+    def called(self, spec: str) -> bool:
+        """Whether every module of a tap was called."""
+        return all(self._calls[key] for key in self._taps.keys_of(spec))
+
     def tensors(self, spec: str) -> list[Tensor]:
         """Return the tapped tensors, flattened over calls and nesting, after the selection."""
         return Tap.parse(spec).choose(flatten_tensors(self.calls(spec)), spec)

@@ -318,6 +318,8 @@ class FocalGlobal(nn.Module):
     """
 
     per_position: ClassVar[bool] = False  # a weight is one a sample
+    per_tensor: ClassVar[bool] = True  # the blocks of a level are its own
+    target_name: ClassVar[str] = "boxes"
 
     def __init__(
         self,

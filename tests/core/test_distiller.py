@@ -1155,3 +1155,147 @@ def test_a_loss_that_takes_any_width_is_given_them_as_they_are():
     line = dict(student="outputs.a[0]", loss="AttentionMap", heads="mean", name="term")
     _, terms = layered([line], {"a": (ours,)}, {"a": (theirs,)})
     assert terms["term"].raw > 0
+
+
+# -- levels of a pyramid -----------------------------------------------------------------------
+
+
+class Pyramid(nn.Module):
+    """Three levels, 8, 4 and 2 cells a side."""
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [F.avg_pool2d(image, size) for size in (1, 2, 4)]
+
+
+def on_levels(
+    line: dict[str, Any], context: Context | None = None, change: float = 0.0
+) -> tuple[Any, list[Tensor], list[Tensor], Distiller]:
+    """One term of the levels of two pyramids, and what they gave."""
+    nets = [nn.Sequential(Pyramid()) for _ in range(2)]
+    distiller = Distiller(nets[0], nets[1], [{"student": "0", "name": "term", **line}])
+    student = torch.randn(2, 5, 8, 8, requires_grad=True)
+    teacher = torch.randn(2, 5, 8, 8)
+    set_up(distiller, torch.zeros(2, 5, 8, 8))
+    for index, p in enumerate(distiller.parameters()):
+        p.data += change * (index + 1)
+    with distiller.watch() as seen:
+        ours = nets[0](student)
+    taught, _ = distiller.ask("teacher", teacher)
+    terms = distiller.terms(seen, {"teacher": taught}, context or Context(), Progress())
+    return terms["term"], ours, nets[1](teacher), distiller
+
+
+def test_each_level_may_have_a_weight_of_its_own():
+    weights = [1.0, 0.5, 0.0]
+    term, ours, theirs, _ = on_levels({"loss": "FeatureImitation", "weight": weights})
+    each = [losses.feature_imitation(s, t) for s, t in zip(ours, theirs, strict=True)]
+    expected = sum(w * v for w, v in zip(weights, each, strict=True)) / 3
+    torch.testing.assert_close(term.weighted, expected)
+    torch.testing.assert_close(term.raw, torch.stack(each).mean())
+
+
+def test_as_many_weights_as_levels():
+    with pytest.raises(ShapeError, match=r"weight has 2 numbers \[1.0, 0.5\].*gives 3 tensors"):
+        on_levels({"loss": "FeatureImitation", "weight": [1.0, 0.5]})
+
+
+def test_a_region_may_be_another_map_at_each_level():
+    maps = {size: (torch.rand(2, size, size) > 0.5).float() for size in (8, 4, 2)}
+    region = Region(at=lambda size: maps[size[0]], average=lambda total: 2 * total)
+    line = {"loss": "FeatureImitation", "region": "near"}
+    term, ours, theirs, _ = on_levels(line, Context(regions={"near": region}))
+    each = [
+        losses.feature_imitation(s, t, mask=maps[s.shape[2]], total=2 * maps[s.shape[2]].sum())
+        for s, t in zip(ours, theirs, strict=True)
+    ]
+    torch.testing.assert_close(term.weighted, torch.stack(each).mean())
+
+
+def test_a_region_of_features_is_none_of_outputs():
+    region = Region(at=lambda size: torch.ones(2, *size))
+    with pytest.raises(ConfigError, match="region 'main' is one of features; 'outputs.x' is an"):
+        compare([on("KLDivergence", region="main")], torch.randn(6, 5), torch.randn(6, 5), region)
+
+
+def test_a_fixed_number_may_replace_the_sum_of_the_weights():
+    student, teacher = torch.randn(6, 5), torch.randn(6, 5)
+    weight = torch.tensor([0.0, 1.0, 0.25, 0.0, 2.0, 0.0])
+    for total in (None, torch.tensor(10.0)):
+        (term,) = compare(
+            [on("KLDivergence", region="main", avg_factor=4.0)],
+            student,
+            teacher,
+            Region(weight, total),
+        ).values()
+        each = torch.stack(
+            [kl_div(s[None], t[None]) for s, t in zip(student, teacher, strict=True)]
+        )
+        torch.testing.assert_close(term.raw, (each * weight).sum() / 4)
+    term, ours, theirs, _ = on_levels({"loss": "FeatureImitation", "avg_factor": 2.0})
+    each = [losses.feature_imitation(s, t, total=2.0) for s, t in zip(ours, theirs, strict=True)]
+    torch.testing.assert_close(term.raw, torch.stack(each).mean())
+
+
+def test_a_loss_that_averages_itself_has_no_number_to_replace(student: Net, teacher: Net):
+    with pytest.raises(ConfigError, match="avg_factor=2.0, but Hint|AttentionTransfer takes no"):
+        line = {"student": "stem", "loss": "AttentionTransfer", "avg_factor": 2.0}
+        Distiller(student, teacher, [line])
+
+
+def test_a_loss_that_learns_of_each_level_has_a_copy_for_each():
+    boxes = torch.tensor([[[0.0, 0.0, 0.5, 0.5]], [[0.2, 0.3, 0.9, 0.6]]])
+    context = Context(targets={"boxes": boxes})
+    term, ours, theirs, distiller = on_levels(
+        {"loss": "FocalGlobal", "channels": 5}, context, change=1e-2
+    )
+    copies = [distiller.losses["term"], *distiller.further_losses["term"].children()]
+    assert len(copies) == 3
+    each = [loss(s, t, boxes) for loss, s, t in zip(copies, ours, theirs, strict=True)]
+    torch.testing.assert_close(term.weighted, torch.stack(each).mean())
+    term.weighted.backward()
+    # All of them are trained, saved, and touched while the pair is off.
+    of_losses = {id(p) for copy in copies for p in copy.parameters()}
+    assert of_losses <= {id(p) for p in distiller.partner_parameters()}
+    assert all(p.grad is not None for copy in copies for p in copy.parameters())
+    assert any(key.startswith("further_losses.term.1") for key in distiller.state_dict())
+    pair = distiller.recipe.pairs[0]
+    assert of_losses <= {id(p) for p in distiller._parameters_of(pair)}
+
+
+def test_a_loss_of_features_names_the_ground_truth_it_wants():
+    with pytest.raises(ConfigError, match="no target 'boxes'"):
+        on_levels({"loss": "FocalGlobal", "channels": 5})
+
+
+def test_features_of_single_positions_are_weighed_as_outputs_are():
+    """Pooled regions of interest: a weight each, wherever in it."""
+    weight = torch.tensor([1.0, 0.0, 0.5])
+    student = torch.randn(3, 4, 2, 2, requires_grad=True)
+    teacher = torch.randn(3, 4, 2, 2)
+    nets = nn.Sequential(nn.Identity()), nn.Sequential(nn.Identity())
+    line = {"student": "0", "loss": "FeatureImitation", "region": "main", "name": "term"}
+    distiller = Distiller(*nets, [line])
+    set_up(distiller, student.detach())
+    each = ((student - teacher) ** 2).mean((1, 2, 3))
+    for total, divisor in ((None, 1.5), (torch.tensor(6.0), 6.0)):
+        with distiller.watch() as seen:
+            nets[0](student)
+        taught, _ = distiller.ask("teacher", teacher)
+        context = Context(regions={"main": Region(weight, total)})
+        terms = distiller.terms(seen, {"teacher": taught}, context, Progress())
+        torch.testing.assert_close(terms["term"].raw, (each * weight).sum().detach() / divisor)
+
+
+def test_a_teacher_can_be_asked_to_run_to_its_end(student: Net, teacher: Net, image: Tensor):
+    for whole, calls in (((), 0), (("teacher",), 1)):
+        distiller = set_up(Distiller(student, teacher, [HINT], whole=whole), image)
+        teacher.classifier_calls = 0
+        _, output = distiller.ask("teacher", image)
+        assert teacher.classifier_calls == calls
+        assert (output is not None) == bool(calls)
+
+
+def test_regions_in_use_are_told_to_the_task():
+    recipe = [on("KLDivergence", region="main"), on("BoundedRegression", name="box"), on("Hint")]
+    distiller = Distiller(nn.Linear(1, 1), nn.Linear(1, 1), recipe, default_region={"x": "all"})
+    assert distiller.regions == {"main", "all"}

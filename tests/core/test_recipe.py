@@ -300,3 +300,31 @@ def test_joined_taps_may_be_a_list():
     pair = Pair.from_config(dict(student=["outputs.q[-1]", "outputs.k[-1]"], loss="AttentionQK"))
     assert pair.student == pair.teacher == "outputs.q[-1] + outputs.k[-1]"
     assert Recipe.from_config([pair]).outputs == {"q", "k"}
+
+
+def test_a_weight_may_be_a_list():
+    pair = Pair.from_config({"student": "neck", "loss": "Hint", "weight": [1, 0.5], "warmup": 2})
+    assert pair.shares == (1, 0.5)
+    assert [pair.factor(t, None) for t in (0.0, 1.0, 5.0)] == [0.0, 0.5, 1.0]
+    off = Pair.from_config({"student": "neck", "loss": "Hint", "weight": [0, 0]})
+    assert off.factor(3.0, None) == 0.0
+    assert Pair.from_config({"student": "neck", "loss": "Hint", "weight": 2}).shares is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"weight": []}, "empty list"),
+        ({"weight": [1.0, -1.0]}, "weight of pair 'neck' is -1.0"),
+        ({"weight": [1.0, "a"]}, "weight of pair 'neck' is 'a', which is no number"),
+        ({"avg_factor": 0}, "avg_factor of pair 'neck' is 0"),
+        ({"avg_factor": -4.0}, "avg_factor of pair 'neck' is -4.0"),
+    ],
+)
+def test_weights_and_divisors_that_cannot_be_meant(changes: dict[str, Any], said: str):
+    with pytest.raises(ConfigError, match=said):
+        Pair.from_config({"student": "neck", "loss": "FeatureImitation", **changes})
+
+
+def test_no_pairs_where_something_else_is_distilled():
+    assert Recipe.from_config([], may_be_empty=True).pairs == ()

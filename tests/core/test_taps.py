@@ -205,6 +205,13 @@ def test_a_module_that_is_not_called(detector: Detector, image: Tensor):
         captured.tensors("backbone")
 
 
+def test_whether_a_module_was_called(detector: Detector, image: Tensor):
+    taps = Taps(detector, ["backbone.layer1", "backbone"])
+    with taps.capture() as captured:
+        detector(image)
+    assert captured.called("backbone.layer1") and not captured.called("backbone")
+
+
 def test_a_tap_that_was_not_asked_for(detector: Detector, image: Tensor):
     with Taps(detector, ["neck[0]"]).capture() as captured:
         detector(image)
