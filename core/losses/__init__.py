@@ -50,6 +50,7 @@ from .factor_transfer import (
 )
 from .feature_imitation import FeatureImitation, feature_imitation
 from .focal_global import FocalGlobal, box_weights, focal_global
+from .focal_kl_div import FocalKLDivergence, focal_kl_div
 from .fsp import FSP, fsp
 from .gradient_attention_transfer import (
     GradientAttentionTransfer,
@@ -105,6 +106,7 @@ __all__ = [
     "FactorTransfer",
     "FeatureImitation",
     "FocalGlobal",
+    "FocalKLDivergence",
     "GeneratorLoss",
     "GradientAttentionTransfer",
     "GradientPenalty",
@@ -149,6 +151,7 @@ __all__ = [
     "factor_transfer",
     "feature_imitation",
     "focal_global",
+    "focal_kl_div",
     "fsp",
     "generator_loss",
     "gradient_attention_transfer",

@@ -145,6 +145,7 @@ SAMPLES: dict[str, Sample] = {
         stateless=False,
         options={"foreground": 1.0, "background": 0.5},
     ),
+    "focal_kl_div": Sample(losses.FocalKLDivergence, (7,), scale=3.0),
     "fsp": Sample(losses.FSP, ((3, 4, 2), (2, 4, 2)), tiles=(2, 3), float16_gradient=False),
     # Not the mean over pixels, which share one gradient: see its docstring.
     "gradient_attention_transfer": Sample(losses.GradientAttentionTransfer, (3, 4, 2)),
