@@ -40,6 +40,7 @@ class TaskAdapter(ABC):
         teachers: By name, the teachers whose outputs are compared.
         recipe: What is compared.
         probe_size: Side in pixels of a zero image that both networks can be tried on.
+        preprocess: By name, how a teacher's inputs are made from the student's, where they differ.
     """
 
     outputs: Mapping[str, str] = {}
@@ -48,8 +49,11 @@ class TaskAdapter(ABC):
     """Regions that pairs may be limited to, and what each is."""
     regions_are_maps: bool = False
     """Whether regions say something of every place of the image, so that taps may have one too."""
-    default_region: str | None = None
-    """Region of the outputs' pairs that name none, where their loss weighs positions."""
+    teacher_regions: Collection[str] = ()
+    """Regions that are made from what the teachers say, so that these must run to their end."""
+    default_region: str | Mapping[str, str] | None = None
+    """Region of the outputs' pairs that name none, where their loss weighs positions; one for all,
+    or by the output's name."""
 
     def __init__(
         self,
@@ -57,11 +61,18 @@ class TaskAdapter(ABC):
         teachers: Mapping[str, nn.Module],
         recipe: Recipe = Recipe(()),  # noqa: B008 - frozen
         probe_size: int = 128,
+        preprocess: Mapping[str, Any] | None = None,
     ) -> None:
         self.student = student
         self.teachers = teachers
         self.recipe = recipe
         self.probe_size = probe_size
+        self.preprocess = dict(preprocess or {})
+
+    @classmethod
+    def of(cls, student: nn.Module) -> type[TaskAdapter]:
+        """The adapter for a kind of student, where a task has several."""
+        return cls
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TaskAdapter:
         # An EMA copies the whole model; the teachers are shared.
@@ -115,6 +126,47 @@ class TaskAdapter(ABC):
     @abstractmethod
     def forward(self, model: nn.Module) -> Callable[[Tensor], Any]:
         """Return what maps a batch of images to the raw outputs, for a student or a teacher."""
+
+    def teacher_forward(
+        self, name: str, model: nn.Module, seen: Captured, data_samples: Any
+    ) -> Callable[[Tensor], Any]:
+        """Return what asks a teacher about the student's batch; :meth:`forward` by default.
+
+        Args:
+            name: The teacher's.
+            model: The teacher.
+            seen: What the student's taps saw on this batch.
+            data_samples: The batch's annotations.
+        """
+        return self.forward(model)
+
+    def check_assignment(self, options: Mapping[str, Any], teachers: Mapping[str, Any]) -> str:
+        """Prepare to train the student on labels that a teacher assigns.
+
+        Args:
+            options: The ``assignment`` of a ``distill`` entry.
+            teachers: The teachers by name.
+
+        Returns:
+            The name of the teacher that assigns, which then runs to its end.
+
+        Raises:
+            ConfigError: If this task or this student knows no such thing.
+        """
+        raise ConfigError(
+            f"distill.assignment={dict(options)}: here the student's labels are the data's, which "
+            "no teacher assigns. Leave it out."
+        )
+
+    def loss(self, inputs: Tensor, data_samples: Any, ask: Callable[[str], Any]) -> dict[str, Any]:
+        """The student's own losses.
+
+        Args:
+            inputs: The batch, preprocessed.
+            data_samples: Its annotations.
+            ask: Gives a teacher's raw output on this batch, by its name.
+        """
+        return self.student(inputs, data_samples, mode="loss")
 
     def name_outputs(self, raw: Any) -> Mapping[str, Tensor]:
         """Name what :meth:`forward` gave, for losses that take their shape from an example."""

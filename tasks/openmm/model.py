@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +22,18 @@ from .teacher import build_teacher
 
 __all__ = ["DistilledModel"]
 
-_OPTIONS = ("teacher", "teachers", "pairs", "unit", "stages", "probe_size", "critic", "init")
+_OPTIONS = (
+    "teacher",
+    "teachers",
+    "pairs",
+    "unit",
+    "stages",
+    "task_weights",
+    "assignment",
+    "probe_size",
+    "critic",
+    "init",
+)
 
 
 @MODELS.register_module()
@@ -36,10 +48,12 @@ class DistilledModel(BaseModel):
     Args:
         student: The student's own model config.
         distill: ``teacher`` (or ``teachers``, by name), ``pairs``, and optionally ``unit``,
-            ``stages``, ``probe_size`` (height and width in pixels of the zero image from which
-            adapters take their shapes; 128 by default), ``critic`` (see
-            :func:`.config.critic_options`; read when the
-            optimizers are made) and ``init`` (how the student begins from its teacher, where the
+            ``stages``, ``task_weights`` (factors on the student's own losses, by the names they
+            have in the log), ``assignment`` (labels from a teacher, where the task knows a way: see
+            :meth:`.TaskAdapter.check_assignment`), ``probe_size`` (height and width in pixels of
+            the zero image from which adapters take their shapes; 128 by default), ``critic`` (see
+            :func:`.config.critic_options`; read when the optimizers are made) and ``init`` (how
+            the student begins from its teacher, where the
             task knows a way: see :meth:`.TaskAdapter.initialise`).
         scope: Registry scope, or name of the task, that decides the task.
 
@@ -56,9 +70,16 @@ class DistilledModel(BaseModel):
         for key in distill:
             if key not in _OPTIONS:
                 raise ConfigError(f"distill has no {key!r}.{did_you_mean(key, _OPTIONS)}")
+        assignment = distill.get("assignment")
         recipe = Recipe.from_config(
-            distill.get("pairs", ()), distill.get("unit", "epoch"), distill.get("stages", ())
+            distill.get("pairs", ()),
+            distill.get("unit", "epoch"),
+            distill.get("stages", ()),
+            may_be_empty=bool(assignment),
         )
+        self._task_weights = _checked_weights(distill.get("task_weights") or {})
+        # Of the batches so far: one without a region of interest lacks some.
+        self._own_losses: set[str] = set()
         for pair in recipe.pairs:
             if "loss" in pair.name:
                 raise ConfigError(
@@ -70,14 +91,20 @@ class DistilledModel(BaseModel):
         self.student = module
         configs = _teacher_configs(distill)
         teachers = {name: build_teacher(cfg, module, name) for name, cfg in configs.items()}
+        adapter = adapter_of_scope(scope).of(module)
         # A teacher of features alone may have another head.
         compared = {
             name: teachers[name].model
             for name, pairs in recipe.by_teacher(teachers).items()
-            if any(pair.is_output for pair in pairs)
+            if any(pair.is_output or pair.region in adapter.teacher_regions for pair in pairs)
         }
         size = int(distill.get("probe_size", 128))
-        self.task = adapter_of_scope(scope)(module, compared, recipe, size)
+        own = {name: t.preprocess for name, t in teachers.items() if t.preprocess is not None}
+        self.task = adapter(module, compared, recipe, size, own)
+        whole = set(compared)
+        if assignment:
+            models = {name: teacher.model for name, teacher in teachers.items()}
+            whole.add(self.task.check_assignment(assignment, models))
         self.task.check_names(recipe.outputs, recipe.regions)
         self.task.check(recipe.outputs, recipe.regions)
         self.distiller = Distiller(
@@ -85,8 +112,9 @@ class DistilledModel(BaseModel):
             teachers,
             recipe,
             outputs=self.task.name_outputs,
-            reads=self.task.reads if recipe.outputs else (),
+            reads=self.task.reads,
             default_region=self.task.default_region,
+            whole=whole,
         )
         self.distiller.setup(
             self.task.forward(module),
@@ -132,23 +160,33 @@ class DistilledModel(BaseModel):
         """Run the student; in ``mode="loss"`` ask the teachers too and add their terms."""
         if mode != "loss":
             return self.student(inputs, data_samples, mode=mode)
+        captured, answers = {}, {}
         with self.distiller.watch() as seen:
-            losses = self.student(inputs, data_samples, mode="loss")
-        captured, asked = {}, {}
-        for name, teacher in self.distiller.teachers.items():
-            forward, extra = self.task.forward(teacher.model), {}
-            if teacher.preprocess is not None:
-                extra["inside"] = _inside(inputs, data_samples)
-            captured[name], raw = self.distiller.ask(name, inputs, forward=forward, **extra)
-            if name in self.task.teachers:
-                asked[name] = raw
+
+            def ask(name: str) -> Any:
+                if name not in captured:
+                    teacher, extra = self.distiller.teachers[name], {}
+                    if teacher.preprocess is not None:
+                        extra["inside"] = _inside(inputs, data_samples)
+                    forward = self.task.teacher_forward(name, teacher.model, seen, data_samples)
+                    captured[name], answers[name] = self.distiller.ask(
+                        name, inputs, forward=forward, **extra
+                    )
+                return answers[name]
+
+            losses = self.task.loss(inputs, data_samples, ask)
+        for name in self.distiller.teachers:
+            ask(name)
+        asked = {name: answers[name] for name in self.task.teachers}
         recipe, progress = self.distiller.recipe, training_progress()
-        context = self.task.context(seen, asked, data_samples, recipe.outputs, recipe.regions)
+        context = self.task.context(
+            seen, asked, data_samples, recipe.outputs, self.distiller.regions
+        )
         context.images = inputs
         terms = self.distiller.terms(seen, captured, context, progress)
-        weight = recipe.task_weight(progress)
-        if weight != 1.0:
-            losses = {k: _scale(v, weight) if "loss" in k else v for k, v in losses.items()}
+        self._own_losses |= losses.keys()
+        _check_names(self._task_weights, self._own_losses)
+        losses = _weighed(losses, self._task_weights, recipe.task_weight(progress))
         device = inputs.device
         for name, term in terms.items():
             losses[f"loss_kd_{name}"] = term.weighted.to(device)
@@ -248,6 +286,37 @@ def _teacher_configs(distill: Mapping[str, Any]) -> Mapping[str, Mapping[str, An
             "teachers=dict(NAME=dict(...), ...)."
         )
     return distill["teachers"] if "teachers" in distill else {"teacher": distill["teacher"]}
+
+
+def _checked_weights(weights: Mapping[str, Any]) -> dict[str, float]:
+    for name, value in weights.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not 0 <= value < math.inf:
+            raise ConfigError(
+                f"distill.task_weights[{name!r}] is {value!r}; expected a finite number >= 0."
+            )
+    return dict(weights)
+
+
+def _check_names(weights: Mapping[str, Any], known: Collection[str]) -> None:
+    for name in weights:
+        if name not in known:
+            names = [key for key in known if "loss" in key]
+            raise ConfigError(
+                f"distill.task_weights names {name!r}, which is no loss of the student."
+                f"{did_you_mean(name, names)} It has: {', '.join(sorted(names))}."
+            )
+
+
+def _weighed(
+    losses: Mapping[str, Any], weights: Mapping[str, float], common: float
+) -> dict[str, Any]:
+    """Scale the student's own losses, each by its factor and all by a common one."""
+    factors = {name: weights.get(name, 1.0) * common for name in losses if "loss" in name}
+    return {
+        name: _scale(value, factors[name]) if factors.get(name, 1.0) != 1.0 else value
+        for name, value in losses.items()
+    }
 
 
 def _scale(value: Any, weight: float) -> Any:

@@ -15,10 +15,11 @@ from mmengine.hub import get_config
 from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler import OneCycleParamScheduler
 from mmengine.registry import MODELS, DefaultScope
-from torch import Tensor, nn
+from torch import nn
 
 from ...core.errors import ConfigError, TeacherError, did_you_mean
 from ...core.teacher import FrozenTeacher, load_weights, read_checkpoint
+from .preprocess import own_images
 
 __all__ = [
     "SAFE_GLOBALS",
@@ -57,7 +58,7 @@ SAFE_GLOBALS: list[Any] = [
     (_numpy.scalar, "numpy.core.multiarray.scalar"),
 ]
 
-_KEYS = ("config", "checkpoint", "strict", "precision", "compile")
+_KEYS = ("config", "checkpoint", "strict", "precision", "compile", "scale")
 
 
 def read_mm_checkpoint(path: str) -> Any:
@@ -124,56 +125,20 @@ def _local_checkpoint(checkpoint: str) -> str:
     return target
 
 
-class _OwnNormalisation:
-    """Undo the student's image normalisation and apply the teacher's.
-
-    mm pads after normalising, with 0. So does this where it is told, by the argument ``inside``
-    (of the images' shape, without channels), which pixels are the picture's.
-    """
-
-    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
-        self.student, self.teacher = student, teacher
-
-    def __call__(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        images, *rest = args
-        kwargs = dict(kwargs)
-        inside = kwargs.pop("inside", None)
-        ours, theirs = _statistics(self.student, images), _statistics(self.teacher, images)
-        pixels = images * ours[1] + ours[0]
-        if ours[2] != theirs[2]:
-            pixels = pixels.flip(1)
-        converted = (pixels - theirs[0]) / theirs[1]
-        if inside is not None:
-            converted = converted.masked_fill(~inside[:, None], 0.0)
-        return (converted, *rest), kwargs
-
-
-def _statistics(preprocessor: nn.Module, like: Tensor) -> tuple[Tensor, Tensor, bool]:
-    mean = getattr(preprocessor, "mean", like.new_zeros(3, 1, 1))
-    std = getattr(preprocessor, "std", like.new_ones(3, 1, 1))
-    return mean.to(like), std.to(like), bool(getattr(preprocessor, "_channel_conversion", False))
-
-
-def _normalise_alike(a: nn.Module, b: nn.Module) -> bool:
-    probe = torch.zeros(1, 3, 1, 1)
-    ours, theirs = _statistics(a, probe), _statistics(b, probe)
-    return (
-        torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1]) and ours[2] == theirs[2]
-    )
-
-
 def build_teacher(config: Mapping[str, Any], student: nn.Module, name: str) -> FrozenTeacher:
     """Build a frozen teacher.
 
     Args:
         config: ``config`` (path, ``package::path`` or mapping), ``checkpoint`` (path or URL;
             may be left out for a packaged config whose metafile names its weights), ``strict``
-            (``True``), ``precision`` (``None``), ``compile`` (``False``).
-        student: Decides whether the teacher needs its inputs normalised anew.
+            (``True``), ``precision`` (``None``), ``compile`` (``False``), ``scale`` (1; how many
+            times the student's size the teacher's images have, see :class:`.OwnImages`).
+        student: Decides whether the teacher needs its images normalised anew.
         name: For messages.
 
     Raises:
-        ConfigError: If a key is unknown or the config cannot be read.
+        ConfigError: If a key is unknown, the scale is no number above 0, or the config cannot be
+            read.
         CheckpointError: If the weights are missing, damaged or of another architecture.
     """
     for key in config:
@@ -201,15 +166,11 @@ def build_teacher(config: Mapping[str, Any], student: nn.Module, name: str) -> F
         safe_globals=SAFE_GLOBALS,
         names=getattr(model, "checkpoint_names", None),
     )
-    ours, theirs = (getattr(m, "data_preprocessor", None) for m in (student, model))
-    preprocess = None
-    if ours is not None and theirs is not None and not _normalise_alike(ours, theirs):
-        preprocess = _OwnNormalisation(ours, theirs)
     return FrozenTeacher(
         model,
         precision=config.get("precision"),
         compile=config.get("compile", False),
-        preprocess=preprocess,
+        preprocess=own_images(student, model, config.get("scale", 1.0)),
         sha256=sha256,
         source=str(checkpoint),
     )

@@ -5,13 +5,13 @@ import torch
 from mmengine.config import Config
 
 from taskdistill.core.errors import ConfigError
-from taskdistill.tasks.detection import DenseHeadAdapter
+from taskdistill.tasks.detection import DenseHeadAdapter, DetectionAdapter
 from taskdistill.tasks.openmm.adapter import TASK_ADAPTERS, adapter_of_scope, task_of
 
 
 def test_scope_finds_its_task():
-    assert adapter_of_scope("mmdet") is DenseHeadAdapter
-    assert TASK_ADAPTERS.get("mmdet") is DenseHeadAdapter
+    assert adapter_of_scope("mmdet") is DetectionAdapter
+    assert TASK_ADAPTERS.get("mmdet") is DetectionAdapter
 
 
 def test_unknown_scope_says_which_exist():

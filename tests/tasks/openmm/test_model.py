@@ -234,7 +234,9 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step(build, tiny):
         (dict(name="my_loss"), ConfigError, "contains 'loss'"),
         (dict(of="other"), ConfigError, "teacher 'other'"),
         (dict(student="neck[0:2]", teacher="neck"), ShapeError, "2 tensors.*3"),
-        (dict(region="main"), (ConfigError, TapError), "main"),
+        (dict(region="mian"), ConfigError, "no region 'mian'.*Did you mean 'main'"),
+        (dict(loss="AttentionTransfer", region="main"), ConfigError, "takes no 'weight'"),
+        (dict(weight=[1.0, 0.5]), ShapeError, "2 numbers.*3 tensors"),
     ],
 )
 def test_what_a_pair_cannot_mean_is_told_before_training(build, pair, error, words):

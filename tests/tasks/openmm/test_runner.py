@@ -93,6 +93,7 @@ import os
 import torch
 import torch.distributed as dist
 from mmengine.hooks import Hook
+from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import HOOKS
 
 
@@ -100,7 +101,7 @@ from mmengine.registry import HOOKS
 class RankHook(Hook):
     def after_train(self, runner):
         model = runner.model
-        assert type(model).__name__ == "MMDistributedDataParallel", type(model)
+        assert isinstance(model, MMDistributedDataParallel), type(model)
         assert not model.find_unused_parameters
         inner = model.module
         teacher = inner.distiller.teachers["teacher"].model

@@ -38,46 +38,6 @@ def test_the_teacher_is_the_trained_network(tiny, student):
     assert teacher.preprocess is None  # normalises as the student does
 
 
-@pytest.mark.parametrize("converts", [True, False])
-@pytest.mark.parametrize("mean", [[10.0, 60.0, 130.0], None])
-def test_a_teacher_that_normalises_otherwise_sees_images_its_own_way(tiny, mean, converts):
-    """Equal to its own preprocessor on the same pictures, padding at 0, black pixels kept."""
-    from mmdet.structures import DetDataSample
-
-    statistics = {"mean": mean, "std": mean and [20.0, 30.0, 40.0]}
-    files = tiny.save_teacher(
-        tiny.model(preprocessor={**statistics, "bgr_to_rgb": converts}), seed=1
-    )
-    for student_statistics in ({}, {"mean": None, "std": None, "bgr_to_rgb": False}):
-        student = tiny.build(tiny.model(preprocessor=student_statistics))
-        teacher = build_teacher(files, student, "teacher")
-
-        rng = np.random.default_rng(0)
-        shapes = [(64, 40), (50, 64)]
-        raw = [torch.from_numpy(rng.integers(0, 256, (3, *s), dtype=np.uint8)) for s in shapes]
-        raw[0][:, 5, 5] = 0  # black is no padding
-        raw[1][:, 9:20] = 0
-
-        def data(raw=raw, shapes=shapes):
-            samples = [
-                DetDataSample(metainfo=dict(img_shape=s, ori_shape=s, pad_shape=s)) for s in shapes
-            ]
-            return dict(inputs=[image.clone() for image in raw], data_samples=samples)
-
-        ours = student.data_preprocessor(data(), training=True)
-        theirs = teacher.model.data_preprocessor(data(), training=True)["inputs"]
-        inside = torch.stack(
-            [torch.zeros(ours["inputs"].shape[-2:], dtype=torch.bool) for _ in shapes]
-        )
-        for mask, (h, w) in zip(inside, shapes, strict=True):
-            mask[:h, :w] = True
-        if teacher.preprocess is None:  # mean None, no conversion on both sides
-            assert torch.equal(ours["inputs"], theirs)
-            continue
-        images = teacher.run(lambda x: x, ours["inputs"], inside=inside)
-        torch.testing.assert_close(images, theirs, atol=1e-4, rtol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
@@ -86,6 +46,7 @@ def test_a_teacher_that_normalises_otherwise_sees_images_its_own_way(tiny, mean,
         (dict(config="mmdet::gfl/no_such.py"), ConfigError, "cannot be read"),
         (dict(chekpoint="x"), ConfigError, "Did you mean 'checkpoint'"),
         (dict(precision="fp8"), ConfigError, "fp8"),
+        (dict(scale=0), ConfigError, "scale is 0; expected"),
     ],
 )
 def test_what_cannot_be_built_is_told(tiny, student, change, error, words):
