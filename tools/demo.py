@@ -19,6 +19,7 @@ from taskdistill.core.errors import DistillError
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = {
     "bccd": "taskdistill.tasks.detection.demo:BccdTable",
+    "bccd_two_stage": "taskdistill.tasks.detection.demo:BccdTwoStageTable",
     "camvid": "taskdistill.tasks.segmentation.demo:CamVidTable",
     "detection": "taskdistill.tasks.detection.demo:DetectionDemo",
     "gan": "taskdistill.tasks.gan.demo:GanDemo",

@@ -1,9 +1,29 @@
-"""Detection on mmdet: the adapter to its heads, and the data sets that come along.
+"""Detection on mmdet: adapters to its detectors, and the data sets that come along.
 
-Importing it registers both by name.
+Importing it registers them by name.
 """
 
+from .adapter import DetectionAdapter
 from .data.datasets import BCCD, DigitScenes
 from .dense import DenseHeadAdapter
+from .heads import (
+    BinnedATSSHead,
+    BinnedFCOSHead,
+    BinnedRetinaHead,
+    BinnedShared2FCBBoxHead,
+)
+from .queries import QueryAdapter
+from .two_stage import TwoStageAdapter
 
-__all__ = ["BCCD", "DenseHeadAdapter", "DigitScenes"]
+__all__ = [
+    "BCCD",
+    "BinnedATSSHead",
+    "BinnedFCOSHead",
+    "BinnedRetinaHead",
+    "BinnedShared2FCBBoxHead",
+    "DenseHeadAdapter",
+    "DetectionAdapter",
+    "DigitScenes",
+    "QueryAdapter",
+    "TwoStageAdapter",
+]

@@ -90,11 +90,40 @@ class DetectionDemo(MmDemoTask):
 
 
 class BccdTable(DetectionDemo):
-    """The same comparison on real photographs: blood cells, not part of the package."""
+    """The methods compared on real photographs: blood cells, not part of the package."""
 
     name = "bccd"
     folder = "detection/bccd"
     title = "Distilling a detector: blood cells (BCCD)"
+    variants = {
+        "imitation": "+ imitation in the boxes",
+        "fine_grained": "+ fine-grained imitation",
+        "gi": "+ imitation in GI regions",
+        "fgd": "+ FGD",
+        "pkd": "+ PKD",
+        "cwd": "+ CWD",
+        "kd": "+ classes",
+        "ld": "+ LD, main region",
+        "ld_vlr": "+ LD, main region and VLR",
+        "lad": "+ LAD",
+        "best": "+ the best together",
+    }
+
+
+class BccdTwoStageTable(DetectionDemo):
+    """The same photographs, with Faster R-CNN and the terms of Chen et al. 2017."""
+
+    name = "bccd_two_stage"
+    folder = "detection/bccd_two_stage"
+    title = "Distilling a two-stage detector: blood cells (BCCD)"
+    variants = {
+        "hint": "+ hint",
+        "soft": "+ soft classes, both stages",
+        "bounded": "+ bounded boxes, both stages",
+        "chen2017": "+ Chen et al. 2017, whole",
+        "fine_grained": "+ fine-grained imitation",
+        "fgd": "+ FGD",
+    }
 
 
 def box_mark(

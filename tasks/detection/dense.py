@@ -1,4 +1,4 @@
-"""mmdet's dense heads (GFL, ATSS, RetinaNet, FCOS) as the distiller sees them."""
+"""mmdet's dense heads (GFL, ATSS, PAA, RetinaNet, FCOS, RTMDet, binned ones) for the distiller."""
 
 from __future__ import annotations
 
@@ -7,19 +7,40 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mmdet.models.dense_heads import AnchorHead, FCOSHead, GFLHead, TOODHead, VFNetHead
+from mmdet.models.dense_heads import (
+    AnchorHead,
+    FCOSHead,
+    GFLHead,
+    PAAHead,
+    RTMDetHead,
+    RTMDetInsHead,
+    TOODHead,
+    VFNetHead,
+)
 from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
 from mmdet.models.utils import unpack_gt_instances
 from mmdet.utils import reduce_mean
-from mmengine.config import Config
 from torch import Tensor, nn
 
 from ...core.distiller import Context, Region
 from ...core.errors import ConfigError, TeacherError
 from ...core.taps import Captured
-from ..openmm.adapter import TASK_ADAPTERS, TaskAdapter
-from .preflight import check_config_data
-from .regions import valuable_region
+from .adapter import DetectionAdapter, ground_truth, level_map, padded_size, refuse_scaled
+from .assignment import Assignment, flat_targets, taught_labels
+from .heads import is_binned
+from .positions import (
+    bins_of,
+    box_numbers,
+    decoded_boxes,
+    flatten,
+    level_sizes,
+    positions_of_levels,
+    priors_of,
+    probabilities,
+    stride_of_each,
+    strides,
+)
+from .regions import general_instances, gi_cells, valuable_region
 
 __all__ = ["DenseHeadAdapter"]
 
@@ -33,70 +54,65 @@ class _Targets:
     boxes: Tensor  # (P, 4) in the units of outputs.box, 0 where not positive
 
 
-@TASK_ADAPTERS.register_module(name="mmdet")
-class DenseHeadAdapter(TaskAdapter):
+class DenseHeadAdapter(DetectionAdapter):
     """Compare single-stage detectors position by position.
 
     A position is one anchor (or point) of one image: outputs are ``(P, ...)`` with
     ``P = batch x anchors of all levels``, images first, then levels, then the head's own order.
-    The regions follow the *student's* label assignment, made anew from its own assigner and the
-    ground truth.
+    The regions follow the *student's* label assignment, made anew from its own assigner (or the
+    teacher's, where that assigns the labels) and the ground truth. Of features, a region is a map
+    for each level: a cell counts as its highest position does.
 
-    Every head is brought to one unit: ``outputs.box`` holds deltas (RetinaNet, ATSS), or
-    distances to the four edges in strides (FCOS, and the expectation of GFL's distribution).
+    Every head is brought to one unit: ``outputs.box`` holds deltas (RetinaNet, ATSS, PAA), or
+    distances to the four edges in strides (FCOS, RTMDet, and the expectation of GFL's
+    distribution).
     """
 
     outputs = {
         "cls": "class logits, (P, classes)",
         "box": "four box numbers, (P, 4)",
-        "box_bins": "logits of the edge distributions, (P, 4, n+1); GFL only",
+        "box_bins": "logits of the edge distributions, (P, 4, n+1); GFL and binned heads",
     }
-    regions = {
+    own_regions = {
         "all": "every position outside the padding, each counting 1",
         "main": "the student's positives, each counting 1",
         "main_score": "the student's positives, by the student's top class score",
         "vlr": "the valuable localization region without the positives, each counting 1",
         "vlr_iou": "the same, by IoU with the ground truth",
         "teacher_score": "every position, by the largest top class score of the teachers",
+        "gi": "of features: the cells of boxes where student and teacher differ most in score "
+        "(Dai et al. 2021), each counting 1",
     }
+    teacher_regions = ("teacher_score", "gi")
 
-    # -- how to run ----------------------------------------------------------------------------
-
-    @classmethod
-    def check_data(cls, cfg: Config) -> None:
-        """See :func:`.preflight.check_config_data`."""
-        check_config_data(cfg)
+    _assignment: Assignment | None = None
+    _assigner: str = ""
 
     @property
     def reads(self) -> list[str]:
         """The head's raw output."""
         return ["bbox_head"]
 
-    def forward(self, model: nn.Module) -> Callable[[Tensor], Any]:
-        """Backbone, neck and head, without assignment or post-processing."""
-
-        def run(images: Tensor) -> Any:
-            # The module call, not `.forward` as mmdet's `_forward` has it: taps are hooks.
-            return _head(model)(model.extract_feat(images))  # type: ignore[operator]
-
-        return run
-
     # -- what must agree -----------------------------------------------------------------------
 
     def check(self, outputs: Collection[str], regions: Collection[str]) -> None:
         """Refuse heads whose positions or numbers do not correspond; see the base class."""
-        _head(self.student)
-        if not outputs:
+        super().check(outputs, regions)
+        own = set(regions) & set(self.own_regions)
+        if not outputs and not own:
             return
         head = _head(self.student)
         _check_kind(head, "student")
-        if "box_bins" in outputs and not isinstance(head, GFLHead):
+        if "box_bins" in outputs and not (isinstance(head, GFLHead) or is_binned(head)):
             raise ConfigError(
-                f"outputs.box_bins needs a GFL-type student; {type(head).__name__} regresses four "
-                "numbers. Use outputs.box with BoundedRegression."
+                f"outputs.box_bins needs a GFL-type student or a binned head; "
+                f"{type(head).__name__} regresses four numbers. Use outputs.box with "
+                f"BoundedRegression, or a binned head (BinnedRetinaHead, ...)."
             )
-        if {"vlr", "vlr_iou"} & set(regions) and isinstance(head, FCOSHead):
-            raise ConfigError("FCOS has no anchors, hence no valuable localization region.")
+        if {"vlr", "vlr_iou"} & set(regions) and isinstance(head, (FCOSHead, RTMDetHead)):
+            kind = "FCOS" if isinstance(head, FCOSHead) else "RTMDet"
+            raise ConfigError(f"{kind} has no anchors, hence no valuable localization region.")
+        refuse_scaled(self.preprocess, self.teachers, "outputs of dense heads")
         for name, teacher in self.teachers.items():
             theirs = _head(teacher)
             _check_kind(theirs, f"teacher {name!r}")
@@ -108,9 +124,44 @@ class DenseHeadAdapter(TaskAdapter):
                         "position; take a teacher trained with the same, or match features only."
                     )
 
+    # -- labels from a teacher -----------------------------------------------------------------
+
+    def check_assignment(self, options: Mapping[str, Any], teachers: Mapping[str, Any]) -> str:
+        """Label assignment distillation (Nguyen et al. 2022); see the base class.
+
+        Args:
+            options: ``scheme`` (``"own"``: the teacher's own assigner; ``"paa"``: probabilistic,
+                from the teacher's costs), ``of`` (which teacher; the first by default), and
+                further arguments of :class:`.assignment.Assignment`.
+            teachers: The teachers by name.
+        """
+        options = dict(options)
+        name = options.pop("of", None) or next(iter(teachers))
+        if name not in teachers:
+            raise ConfigError(
+                f"distill.assignment is of teacher {name!r}, but the teachers are {list(teachers)}."
+            )
+        refuse_scaled(self.preprocess, [name], "labels")
+        head = _head(self.student)
+        _check_kind(head, "student")
+        try:
+            self._assignment = Assignment(head, **options)
+        except TypeError as error:
+            raise ConfigError(f"distill.assignment={options}: {error}.") from error
+        self._assignment.check(_head(teachers[name]))
+        self._teacher_head, self._assigner = (_head(teachers[name]),), name
+        return name
+
+    def loss(self, inputs: Tensor, data_samples: Any, ask: Callable[[str], Any]) -> dict[str, Any]:
+        """The student's losses, on the labels of the teacher where it assigns them."""
+        if self._assignment is None:
+            return super().loss(inputs, data_samples, ask)
+        raw = ask(self._assigner)
+        return self._assignment.loss(self.student, inputs, data_samples, self._teacher_head[0], raw)
+
     # -- one batch -----------------------------------------------------------------------------
 
-    def context(
+    def output_context(
         self,
         seen: Captured,
         asked: Mapping[str, Any],
@@ -119,47 +170,65 @@ class DenseHeadAdapter(TaskAdapter):
         regions: Collection[str],
     ) -> Context:
         """See the base class."""
-        if not outputs:
-            return Context()
         raw = seen.calls("bbox_head")[0]
         head = _head(self.student)
         student = _outputs(head, raw, outputs)
-        teachers = {n: _outputs(_head(self.teachers[n]), out, outputs) for n, out in asked.items()}
+        teachers = {
+            name: _outputs(_head(self.teachers[name]), out, outputs) for name, out in asked.items()
+        }
         with torch.no_grad():
             targets = self._targets(head, raw, data_samples, want_boxes="box" in outputs)
             found = {
-                name: self._region(name, head, raw, asked, data_samples, targets)
+                name: self._instances(head, raw, asked, data_samples, targets)
+                if name == "gi"
+                else self._region(name, head, raw, asked, data_samples, targets)
                 for name in regions
             }
         return Context(student, teachers, found, {"box": targets.boxes})
 
     def _targets(self, head: Any, raw: Any, data_samples: Any, want_boxes: bool) -> _Targets:
         boxes, ignored, metas = unpack_gt_instances(data_samples)
-        sizes = [level.shape[-2:] for level in raw[0]]
+        sizes = level_sizes(raw)
         images, device = len(metas), raw[0][0].device
         if isinstance(head, FCOSHead):
             points = head.prior_generator.grid_priors(sizes, dtype=raw[1][0].dtype, device=device)
             labels, targets = head.get_targets(points, boxes)
             labels = torch.cat([x.view(images, -1) for x in labels], 1).flatten()
-            strides = [1.0 if head.norm_on_bbox else float(s) for s in _strides(head)]
-            distances = [x.view(images, -1, 4) / s for x, s in zip(targets, strides, strict=True)]
+            each = [1.0 if head.norm_on_bbox else float(s) for s in strides(head)]
+            distances = [x.view(images, -1, 4) / s for x, s in zip(targets, each, strict=True)]
             positive = (labels >= 0) & (labels < head.num_classes)
             numbers = torch.cat(distances, 1).flatten(0, 1) * positive[:, None]
             return _Targets(positive, torch.ones_like(positive), numbers)
-        anchors, valid = head.get_anchors(sizes, metas, device=device)
-        flat = [torch.cat(levels) for levels in anchors]
-        result = head.get_targets(anchors, valid, boxes, metas, batch_gt_instances_ignore=ignored)
-        # ATSS-type heads put the anchors first.
-        labels, label_weights, targets = result[1:4] if len(result) == 6 else result[:3]
-        labels = torch.cat(labels, 1).flatten()
-        counted = torch.cat(label_weights, 1).flatten() > 0
+        labels, label_weights, targets = self._assigned(head, raw, data_samples)
         positive = (labels >= 0) & (labels < head.num_classes)
         numbers = torch.zeros(len(labels), 4, device=device)
         if want_boxes:
-            chosen = torch.cat(targets, 1).flatten(0, 1)[positive]
-            priors = torch.stack(flat).flatten(0, 1)[positive]
-            numbers[positive] = _encode(head, raw, priors, chosen, positive, images).to(numbers)
-        return _Targets(positive, counted, numbers)
+            priors = priors_of(head, raw).repeat(images, 1)[positive]
+            numbers[positive] = _encode(head, raw, priors, targets[positive], positive).to(numbers)
+        return _Targets(positive, label_weights > 0, numbers)
+
+    def _assigned(self, head: Any, raw: Any, data_samples: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Labels, label weights and box targets of every position, as the student trains on."""
+        if isinstance(head, PAAHead):
+            # Which chooses among its candidates only inside its loss.
+            given = self._assignment
+            taught = None if given is None else given.labels(data_samples)
+            labels = taught or taught_labels(head, raw, data_samples, "own")
+            return flat_targets(head, labels, data_samples)
+        boxes, ignored, metas = unpack_gt_instances(data_samples)
+        anchors, valid = head.get_anchors(level_sizes(raw), metas, device=raw[0][0].device)
+        more: dict[str, Any] = dict(batch_gt_instances_ignore=ignored)
+        result: Any
+        if isinstance(head, RTMDetHead):
+            logits = flatten(raw[0], head.cls_out_channels).unflatten(0, (len(metas), -1))
+            decoded = decoded_boxes(head, raw)
+            result = head.get_targets(logits, decoded, anchors, valid, boxes, metas, **more)
+        else:
+            result = head.get_targets(anchors, valid, boxes, metas, **more)
+        # ATSS-type heads put the anchors first.
+        found = result[1:4] if len(result) == 6 else result[:3]
+        classes, weights, targets = (torch.cat(list(levels), 1).flatten(0, 1) for levels in found)
+        return classes, weights, targets
 
     def _region(
         self,
@@ -184,21 +253,54 @@ class DenseHeadAdapter(TaskAdapter):
             iou = self._valuable(head, raw, data_samples) * targets.counted * ~targets.positive
             weight = iou if name == "vlr_iou" else (iou > 0).float()
         # Averaged over processes, as mmdet does with its number of positives.
-        return Region(weight, reduce_mean(weight.sum()))
+        total = reduce_mean(weight.sum())
+        at = _maps(weight, head, raw)
+        return Region(weight, total, average=reduce_mean, at=at)
 
     @staticmethod
     def _valuable(head: Any, raw: Any, data_samples: Any) -> Tensor:
         boxes, _, metas = unpack_gt_instances(data_samples)
-        sizes = [level.shape[-2:] for level in raw[0]]
-        anchors, _ = head.get_anchors(sizes, metas, device=raw[0][0].device)
+        anchors, _ = head.get_anchors(level_sizes(raw), metas, device=raw[0][0].device)
         topk = getattr(head.assigner, "topk", 9)
         values = []
-        for levels, instances in zip(anchors, boxes, strict=True):
-            truth = instances.bboxes
-            truth = truth.tensor if hasattr(truth, "tensor") else truth
+        for levels, truth in zip(anchors, ground_truth(data_samples), strict=True):
             counts = [len(level) for level in levels]
             values.append(valuable_region(torch.cat(levels), counts, truth, topk=topk))
         return torch.cat(values)
+
+    def _instances(
+        self,
+        head: Any,
+        raw: Any,
+        asked: Mapping[str, Any],
+        data_samples: Any,
+        targets: _Targets,
+    ) -> Region:
+        """Where the student and the first compared teacher differ most, image by image."""
+        name, answer = next(iter(asked.items()))
+        theirs = _head(self.teachers[name])
+        sizes, counts = level_sizes(raw), positions_of_levels(head, raw)
+        # In the padding, they are made to agree.
+        inside = targets.counted.view(len(raw[0][0]), -1, 1)
+        scores = [probabilities(h, out) * inside for h, out in ((head, raw), (theirs, answer))]
+        boxes = decoded_boxes(head, raw), decoded_boxes(theirs, answer)
+        chosen = [
+            general_instances(ours, taught, own, others, counts)
+            for ours, taught, own, others in zip(*scores, *boxes, strict=True)
+        ]
+        levels = gi_cells(chosen, padded_size(data_samples), sizes)
+        return Region(at=lambda size: level_map(levels, size), average=reduce_mean)
+
+
+def _maps(weight: Tensor, head: Any, raw: Any) -> Callable[[tuple[int, int]], Tensor]:
+    """Lay the weights of positions out as one map a level; a cell counts as its highest."""
+    sizes, each = level_sizes(raw), head.prior_generator.num_base_priors
+    rows = weight.unflatten(0, (len(raw[0][0]), -1)).split(positions_of_levels(head, raw), 1)
+    levels = [
+        row.unflatten(1, (height, width, n)).amax(-1)
+        for row, (height, width), n in zip(rows, sizes, each, strict=True)
+    ]
+    return lambda size: level_map(levels, size)
 
 
 def _head(model: nn.Module) -> Any:
@@ -211,11 +313,13 @@ def _head(model: nn.Module) -> Any:
 
 
 def _check_kind(head: Any, whose: str) -> None:
-    # The last two descend from these and mean something else by their box numbers.
-    if not isinstance(head, (AnchorHead, FCOSHead)) or isinstance(head, (TOODHead, VFNetHead)):
+    # The last three descend from these and mean something else by their numbers.
+    others = (TOODHead, VFNetHead, RTMDetInsHead)
+    if not isinstance(head, (AnchorHead, FCOSHead)) or isinstance(head, others):
         raise TeacherError(
-            f"The {whose}'s head is a {type(head).__name__}; outputs of GFL, ATSS, RetinaNet and "
-            "FCOS-type heads can be compared. Features of any detector can be matched by taps."
+            f"The {whose}'s head is a {type(head).__name__}; outputs of GFL, ATSS, PAA, RetinaNet, "
+            "FCOS and RTMDet-type heads can be compared. Features of any detector can be matched "
+            "by taps."
         )
 
 
@@ -224,7 +328,7 @@ def _properties(ours: Any, theirs: Any, outputs: Collection[str]) -> list[tuple[
     found = [
         ("the number of classes", ours.num_classes, theirs.num_classes),
         ("class output channels", ours.cls_out_channels, theirs.cls_out_channels),
-        ("strides", *(_strides(h) for h in (ours, theirs))),
+        ("strides", *(strides(h) for h in (ours, theirs))),
         ("anchors a location", *(_anchors_per_location(h) for h in (ours, theirs))),
     ]
     if "box" in outputs or "box_bins" in outputs:
@@ -232,11 +336,8 @@ def _properties(ours: Any, theirs: Any, outputs: Collection[str]) -> list[tuple[
         found.append(("anchors or points", *(_priors(h) for h in (ours, theirs))))
     if "box_bins" in outputs:
         found.append(("reg_max", *(getattr(h, "reg_max", None) for h in (ours, theirs))))
+        found.append(("the bins", *(_support(h) for h in (ours, theirs))))
     return found
-
-
-def _strides(head: Any) -> list[int]:
-    return [s[0] if isinstance(s, (tuple, list)) else s for s in head.prior_generator.strides]
 
 
 def _anchors_per_location(head: Any) -> list[int]:
@@ -259,52 +360,35 @@ def _coding(head: Any) -> str:
     return "distances to the edges"
 
 
-def _flatten(levels: list[Tensor], channels: int) -> Tensor:
-    """Turn ``(B, A*channels, H, W)`` of each level into ``(B * positions, channels)``."""
-    images = len(levels[0])
-    flat = [level.permute(0, 2, 3, 1).reshape(images, -1, channels) for level in levels]
-    return torch.cat(flat, 1).flatten(0, 1)
+def _support(head: Any) -> list[float] | None:
+    return [round(x, 4) for x in head.bins.values.tolist()] if is_binned(head) else None
 
 
 def _outputs(head: Any, raw: Any, names: Collection[str]) -> dict[str, Tensor]:
     found = {}
     if "cls" in names:
-        found["cls"] = _flatten(raw[0], head.cls_out_channels)
-    if isinstance(head, GFLHead):
-        if {"box", "box_bins"} & set(names):
-            bins = _flatten(raw[1], 4 * (head.reg_max + 1)).unflatten(-1, (4, head.reg_max + 1))
-            found["box_bins"] = bins
-            if "box" in names:
-                found["box"] = head.integral(bins.flatten(1)).view(-1, 4)
-    elif "box" in names:
-        levels = raw[1]
-        if isinstance(head, FCOSHead) and not (head.norm_on_bbox and head.training):
-            # mmdet gives pixels, except in training with norm_on_bbox, where it gives strides.
-            levels = [level / s for level, s in zip(levels, head.strides, strict=True)]
-        found["box"] = _flatten(levels, 4)
+        found["cls"] = flatten(raw[0], head.cls_out_channels)
+    if "box" in names:
+        found["box"] = box_numbers(head, raw)
+    if "box_bins" in names:
+        bins = bins_of(head, raw)
+        assert bins is not None
+        found["box_bins"] = bins
     return found
 
 
-def _encode(
-    head: Any, raw: Any, priors: Tensor, targets: Tensor, positive: Tensor, images: int
-) -> Tensor:
+def _encode(head: Any, raw: Any, priors: Tensor, targets: Tensor, positive: Tensor) -> Tensor:
     """Bring the targets of the positives to the units of ``outputs.box``."""
-    if isinstance(head, GFLHead):
-        strides = torch.cat(
-            [
-                priors.new_full((level.shape[-2] * level.shape[-1],), stride)
-                for level, stride in zip(raw[0], _strides(head), strict=True)
-            ]
-        ).repeat(images)[positive, None]
-        centres = (priors[:, :2] + priors[:, 2:]) / 2 / strides
-        return head.bbox_coder.encode(centres, targets / strides, head.reg_max)
-    if head.reg_decoded_bbox:
+    if isinstance(head, (GFLHead, RTMDetHead)):
+        images = len(raw[0][0])
+        each = stride_of_each(head, raw).repeat(images)[positive, None]
+        points = priors if priors.shape[1] == 2 else (priors[:, :2] + priors[:, 2:]) / 2
+        most = head.reg_max if isinstance(head, GFLHead) else None
+        return head.bbox_coder.encode(points / each, targets / each, most)
+    if head.reg_decoded_bbox or isinstance(head, PAAHead):
         return head.bbox_coder.encode(priors, targets)
     return targets
 
 
 def _top_score(head: Any, raw: Any) -> Tensor:
-    logits = _flatten(raw[0], head.cls_out_channels).float()
-    if head.use_sigmoid_cls:
-        return logits.sigmoid().amax(-1)
-    return logits.softmax(-1)[:, : head.num_classes].amax(-1)
+    return probabilities(head, raw).flatten(0, 1).amax(-1)

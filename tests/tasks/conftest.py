@@ -100,6 +100,7 @@ def _write_split(folder: Path, split: str, count: int, seed: int, empty: tuple[i
                     bbox=[x, y, w, h],
                     area=w * h,
                     iscrowd=0,
+                    segmentation=[[x, y, x + w, y, x + w, y + h, x, y + h]],
                 )
             )
         Image.fromarray(pixels).save(folder / split / f"{i}.png")
@@ -168,6 +169,138 @@ def _head(kind: str, channels: int, strides: list[int], **changes: Any) -> dict[
     return {**head, **changes}
 
 
+def _rpn(channels: int, strides: list[int]) -> dict[str, Any]:
+    return dict(
+        type="RPNHead",
+        in_channels=channels,
+        feat_channels=channels,
+        anchor_generator=dict(
+            type="AnchorGenerator", scales=[3], ratios=[0.5, 1.0, 2.0], strides=strides
+        ),
+        bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[1.0] * 4),
+        loss_cls=dict(type="CrossEntropyLoss", use_sigmoid=True, loss_weight=1.0),
+        loss_bbox=dict(type="L1Loss", loss_weight=1.0),
+    )
+
+
+def _roi_head(channels: int, strides: list[int], masks: bool, **changes: Any) -> dict[str, Any]:
+    def extractor(size: int) -> dict[str, Any]:
+        return dict(
+            type="SingleRoIExtractor",
+            roi_layer=dict(type="RoIAlign", output_size=size, sampling_ratio=0),
+            out_channels=channels,
+            featmap_strides=strides,
+            finest_scale=16,
+        )
+
+    head = dict(
+        type="Shared2FCBBoxHead",
+        in_channels=channels,
+        fc_out_channels=64,
+        roi_feat_size=5,
+        num_classes=3,
+        bbox_coder=dict(
+            type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[0.1, 0.1, 0.2, 0.2]
+        ),
+        reg_class_agnostic=False,
+        loss_cls=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0),
+        loss_bbox=dict(type="L1Loss", loss_weight=1.0),
+    )
+    found: dict[str, Any] = dict(
+        type="StandardRoIHead", bbox_roi_extractor=extractor(5), bbox_head={**head, **changes}
+    )
+    if masks:
+        found["mask_roi_extractor"] = extractor(7)
+        found["mask_head"] = dict(
+            type="FCNMaskHead",
+            num_convs=1,
+            in_channels=channels,
+            conv_out_channels=channels,
+            num_classes=3,
+            loss_mask=dict(type="CrossEntropyLoss", use_mask=True, loss_weight=1.0),
+        )
+    return found
+
+
+def _two_stage_train_cfg() -> dict[str, Any]:
+    def assigner(positive: float, negative: float, **more: Any) -> dict[str, Any]:
+        return dict(
+            type="MaxIoUAssigner",
+            pos_iou_thr=positive,
+            neg_iou_thr=negative,
+            ignore_iof_thr=-1,
+            **more,
+        )
+
+    def sampler(num: int, fraction: float, truth: bool) -> dict[str, Any]:
+        return dict(
+            type="RandomSampler",
+            num=num,
+            pos_fraction=fraction,
+            neg_pos_ub=-1,
+            add_gt_as_proposals=truth,
+        )
+
+    return dict(
+        rpn=dict(
+            assigner=assigner(0.7, 0.3, min_pos_iou=0.3, match_low_quality=True),
+            sampler=sampler(64, 0.5, False),
+            allowed_border=-1,
+            pos_weight=-1,
+            debug=False,
+        ),
+        rpn_proposal=dict(
+            nms_pre=100,
+            max_per_img=40,
+            nms=dict(type="nms", iou_threshold=0.7),
+            min_bbox_size=0,
+        ),
+        rcnn=dict(
+            assigner=assigner(0.5, 0.5, min_pos_iou=0.5, match_low_quality=False),
+            sampler=sampler(32, 0.25, True),
+            mask_size=14,
+            pos_weight=-1,
+            debug=False,
+        ),
+    )
+
+
+def two_stage_config(
+    kind: str = "FasterRCNN",
+    width: int = 8,
+    strides: tuple[int, ...] = (8, 16, 32),
+    neck: Mapping[str, Any] | None = None,
+    preprocessor: Mapping[str, Any] | None = None,
+    **head: Any,
+) -> dict[str, Any]:
+    """A whole Faster or Mask R-CNN; ``head`` changes the box head.
+
+    Of one stride it has no pyramid: proposals and boxes come from the backbone's map, as in the
+    C4 models.
+    """
+    dense = model_config("GFL", width, strides, neck, preprocessor)
+    channels, levels = 2 * width, list(strides)
+    if len(strides) == 1:
+        del dense["neck"]
+        channels = width * strides[0] // 4
+        used = dense["backbone"]["out_indices"][0] + 1
+        steps = dict(strides=(1, 2, 2, 2)[:used], dilations=(1,) * used)
+        dense["backbone"].update(num_stages=used, **steps)
+    rpn = dict(nms_pre=100, max_per_img=40, nms=dict(type="nms", iou_threshold=0.7))
+    rcnn = dict(score_thr=0.0, nms=dict(type="nms", iou_threshold=0.5), max_per_img=20)
+    masks = kind == "MaskRCNN"
+    if masks:
+        dense["data_preprocessor"]["pad_mask"] = True
+    return dict(
+        {key: dense[key] for key in ("data_preprocessor", "backbone", "neck") if key in dense},
+        type=kind,
+        rpn_head=_rpn(channels, levels),
+        roi_head=_roi_head(channels, levels, masks, **head),
+        train_cfg=_two_stage_train_cfg(),
+        test_cfg=dict(rpn={**rpn, "min_bbox_size": 0}, rcnn={**rcnn, "mask_thr_binary": 0.5}),
+    )
+
+
 def model_config(
     kind: str = "GFL",
     width: int = 8,
@@ -203,7 +336,7 @@ def model_config(
             depth=18,
             base_channels=width,
             num_stages=4,
-            out_indices=(1, 2, 3)[-len(strides) :],
+            out_indices=tuple({8: 1, 16: 2, 32: 3}[stride] for stride in strides),
             frozen_stages=-1,
             norm_cfg=dict(type="BN", requires_grad=True),
             norm_eval=False,
@@ -211,7 +344,7 @@ def model_config(
         ),
         neck={
             "type": "FPN",
-            "in_channels": [2 * width, 4 * width, 8 * width][-len(strides) :],
+            "in_channels": [width * stride // 4 for stride in strides],
             "out_channels": 2 * width,
             "num_outs": len(strides),
             **(neck or {}),
@@ -226,6 +359,14 @@ def model_config(
             max_per_img=20,
         ),
     )
+
+
+# Of a teacher, the heads that make a random one's answers differ from position to position.
+_ANSWERS = ("bbox_head", "rpn_head")
+
+
+def _has_masks(model: Mapping[str, Any]) -> bool:
+    return "mask_head" in (model.get("roi_head") or {})
 
 
 class Tiny:
@@ -244,12 +385,14 @@ class Tiny:
         self._teachers: dict[str, dict[str, str]] = {}
 
     def model(self, kind: str = "GFL", **changes: Any) -> dict[str, Any]:
-        return copy.deepcopy(model_config(kind, **changes))
+        make = two_stage_config if kind.endswith("RCNN") else model_config
+        return copy.deepcopy(make(kind, **changes))
 
     def config(self, model: Mapping[str, Any] | None = None, **entries: Any) -> dict[str, Any]:
         """A whole plain mmdet config, two epochs of three steps; ``entries`` replace or add."""
+        model = dict(model or self.model())
         load = dict(type="LoadImageFromFile")
-        boxes = dict(type="LoadAnnotations", with_bbox=True)
+        boxes = dict(type="LoadAnnotations", with_bbox=True, with_mask=_has_masks(model))
         meta = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
         train_pipeline = [
             load,
@@ -282,11 +425,12 @@ class Tiny:
             sampler=dict(type="DefaultSampler", shuffle=False),
             dataset=dataset("val", test_pipeline, test_mode=True),
         )
-        evaluator = dict(type="CocoMetric", ann_file=str(self.data / "val.json"), metric="bbox")
+        metric = ["bbox", "segm"] if _has_masks(model) else "bbox"
+        evaluator = dict(type="CocoMetric", ann_file=str(self.data / "val.json"), metric=metric)
         config: dict[str, Any] = dict(
             default_scope="mmdet",
             custom_imports=dict(imports=["tiny_parts"], allow_failed_imports=False),
-            model=dict(model or self.model()),
+            model=model,
             train_dataloader=dict(
                 batch_size=4,
                 num_workers=0,
@@ -365,19 +509,22 @@ class Tiny:
                 value.normal_(0, 0.1, generator=generator)
             elif name.endswith("running_var"):
                 value.uniform_(0.5, 1.5, generator=generator)
-            elif name.endswith("weight") and "bbox_head" in name and value.ndim == 4:
-                value.normal_(0, 0.2, generator=generator)
+            elif name.endswith("weight") and any(part in name for part in _ANSWERS):
+                if value.ndim == 4 or ".fc_" in name:
+                    value.normal_(0, 0.2, generator=generator)
         name = uuid.uuid4().hex[:8]
         checkpoint = self.folder / f"teacher_{name}.pth"
         torch.save({"meta": {}, "state_dict": state}, checkpoint)
         return dict(config=self.write(self.config(model)), checkpoint=str(checkpoint))
 
-    def teacher(self, kind: str = "GFL") -> dict[str, str]:
+    def teacher(self, kind: str = "GFL", **changes: Any) -> dict[str, str]:
         """A teacher twice as wide as the student."""
-        if kind not in self._teachers:
+        key = f"{kind} {changes}" if changes else kind
+        if key not in self._teachers:
             neck = dict(type="DropoutFPN", p=0.5)
-            self._teachers[kind] = self.save_teacher(self.model(kind, width=16, neck=neck))
-        return dict(self._teachers[kind])
+            model = self.model(kind, **{"width": 16, "neck": neck, **changes})
+            self._teachers[key] = self.save_teacher(model)
+        return dict(self._teachers[key])
 
     def distill(self, *pairs: Mapping[str, Any], kind: str = "GFL", **options: Any) -> dict:
         """A ``distill`` entry: the wide teacher, and these pairs (or some of every sort)."""
@@ -409,7 +556,11 @@ class Tiny:
         entry = self.config()[f"{split}_dataloader"]["dataset"]
         entry["pipeline"] = [
             dict(type="LoadImageFromFile"),
-            dict(type="LoadAnnotations", with_bbox=True),
+            dict(
+                type="LoadAnnotations",
+                with_bbox=True,
+                with_mask=getattr(getattr(model, "roi_head", None), "with_mask", False),
+            ),
             dict(type="PackDetInputs", meta_keys=("img_path", "ori_shape", "img_shape")),
         ]
         data = DATASETS.build(entry)

@@ -19,14 +19,36 @@ KINDS = {
     "RetinaNet": {},
     "FCOS": {},
     "FCOS, normed": {"norm_on_bbox": True},
+    "PAA": {"reg_decoded_bbox": True},
+    "RTMDet": {},
 }
 LD = dict(student="outputs.box_bins", loss="LocalizationDistillation", name="ld")
 
 
 def own_model(tiny, kind, **changes):
     """A student whose batch norm keeps its statistics, so that it equals itself in eval mode."""
-    model = tiny.model(kind.split(",")[0], **{**KINDS[kind], **changes})
+    built_on = {"PAA": "ATSS", "RTMDet": "GFL"}.get(kind, kind.split(",")[0])
+    model = tiny.model(built_on, **{**KINDS[kind], **changes})
     model["backbone"]["norm_eval"] = True
+    head = model["bbox_head"]
+    if kind == "PAA":
+        model["type"], head["type"] = "PAA", "PAAHead"
+        model["train_cfg"]["assigner"] = dict(
+            type="MaxIoUAssigner", pos_iou_thr=0.1, neg_iou_thr=0.1, ignore_iof_thr=-1
+        )
+    elif kind == "RTMDet":
+        for key in ("reg_max", "loss_dfl"):
+            del head[key]
+        model["type"] = "RTMDet"
+        head.update(
+            type="RTMDetHead",
+            with_objectness=False,
+            anchor_generator=dict(
+                type="MlvlPointGenerator", offset=0, strides=head["anchor_generator"]["strides"]
+            ),
+            bbox_coder=dict(type="DistancePointBBoxCoder"),
+        )
+        model["train_cfg"]["assigner"] = dict(type="DynamicSoftLabelAssigner", topk=5)
     return model
 
 
@@ -57,13 +79,12 @@ def pair(tiny):
 def twins(tiny):
     """A distilled model whose teacher is the student itself, and a batch."""
 
-    def make(kind, *pairs):
-        config = own_model(tiny, kind)
-        files = tiny.save_teacher(config)
-        cfg = tiny.wrap(
-            tiny.config(config, distill=dict(teacher=files, pairs=[dict(p) for p in pairs])),
-            tiny.folder,
-        )
+    def make(kind, *pairs, **options):
+        # mmdet's own ATSS compares decoded boxes.
+        changes = dict(reg_decoded_bbox=True) if kind == "ATSS" and options else {}
+        config = own_model(tiny, kind, **changes)
+        entry = dict(teacher=tiny.save_teacher(config), pairs=[dict(p) for p in pairs], **options)
+        cfg = tiny.wrap(tiny.config(config, distill=entry), tiny.folder)
         model = MODELS.build(cfg.model)
         model.student.load_state_dict(model.distiller.teachers["teacher"].model.state_dict())
         return model.train(), *tiny.batch(model)
@@ -127,8 +148,9 @@ def test_outputs_position_by_position(pair, kind):
             if kind == "GFL":
                 edges = numbers.view(4, 9).softmax(-1)
                 numbers = torch.stack([(e * torch.arange(9.0)).sum() for e in edges])
-            elif "FCOS" in kind:
-                in_pixels = not (model.bbox_head.norm_on_bbox and model.training)
+            elif "FCOS" in kind or kind == "RTMDet":
+                normed = "FCOS" in kind and model.bbox_head.norm_on_bbox
+                in_pixels = not (normed and model.training)
                 numbers = numbers / STRIDES[level] if in_pixels else numbers
             else:
                 numbers = numbers[4 * a : 4 * a + 4]
@@ -208,14 +230,15 @@ def test_targets_decode_back_to_the_ground_truth(pair, kind):
         truth = samples[image].gt_instances.bboxes
         truth = getattr(truth, "tensor", truth)
         prior = priors[level][(y * sizes[level][1] + x) * anchors_of(kind) + a]
-        if kind in ("ATSS", "RetinaNet"):
+        if kind in ("ATSS", "PAA", "RetinaNet"):
             box = head.bbox_coder.decode(prior[None], targets[i][None])[0]
         else:
             stride = STRIDES[level]
+            offset = 0.0 if kind == "RTMDet" else 0.5
             cx, cy = (
                 (prior[:2] + prior[2:]) / 2
                 if kind == "GFL"
-                else torch.tensor([(x + 0.5) * stride, (y + 0.5) * stride])
+                else torch.tensor([(x + offset) * stride, (y + offset) * stride])
             )
             left, top, right, bottom = targets[i] * stride
             box = torch.stack([cx - left, cy - top, cx + right, cy + bottom])
@@ -243,7 +266,7 @@ def test_positives_of_fcos_by_a_slow_loop(pair, norm):
     assert sum(expected) > 4
 
 
-@pytest.mark.parametrize("kind", ["GFL", "ATSS", "RetinaNet"])
+@pytest.mark.parametrize("kind", ["GFL", "ATSS", "PAA", "RetinaNet"])
 def test_regions_of_anchor_heads(pair, kind):
     student, teacher, inputs, samples = pair(kind)
     names = ["all", "main", "main_score", "vlr", "vlr_iou", "teacher_score"]
@@ -272,6 +295,144 @@ def test_anchors_in_the_padding_do_not_count(tiny, pair):
     for image, level, y, x, _ in slow_positions(raw, 1):
         inside = image != 0 or y * STRIDES[level] < 32
         assert next(weight) == float(inside), (image, level, y, x)
+
+
+@pytest.mark.parametrize("kind", ["PAA", "RTMDet"])
+def test_positives_follow_what_the_head_predicts(pair, kind):
+    """Both choose by the student's own predictions; mmdet's loss tells how many they chose."""
+    student, teacher, inputs, samples = pair(kind)
+    given = []
+    handle = student.bbox_head.loss_cls.register_forward_pre_hook(
+        lambda module, args, kwargs: given.append((args, kwargs)), with_kwargs=True
+    )
+    with torch.no_grad():
+        student.bbox_head.loss(student.extract_feat(inputs), copy.deepcopy(samples))
+    handle.remove()
+    context, raw, _ = context_of(student, teacher, inputs, samples, ["box"], ["main"])
+    found = context.regions["main"].weight.bool()
+    if kind == "PAA":
+        labels = given[-1][0][1]  # the last call is after the choice; images one after another
+    else:
+        images = len(inputs)
+        labels = torch.cat([args[1][0].view(images, -1) for args, _ in given], 1).flatten()
+    assert torch.equal(found, (labels >= 0) & (labels < 3))
+    assert found.sum() > 4
+
+
+@pytest.mark.parametrize("kind", ["GFL", "RetinaNet", "FCOS"])
+def test_a_region_of_positions_is_a_map_of_each_level(pair, kind):
+    student, teacher, inputs, samples = pair(kind)
+    names = ["main", "teacher_score"]
+    context, raw, _ = context_of(student, teacher, inputs, samples, [], names)
+    sizes = [tuple(level.shape[-2:]) for level in raw[0]]
+    for name in names:
+        region, values = context.regions[name], {}
+        for i, (image, level, y, x, _) in enumerate(slow_positions(raw, anchors_of(kind))):
+            key = (level, image, y, x)
+            values[key] = max(values.get(key, 0.0), float(region.weight[i]))
+        for level, size in enumerate(sizes):
+            cells = region.at(size)
+            assert cells.shape == (len(inputs), *size)
+            for (where, image, y, x), value in values.items():
+                assert where != level or float(cells[image, y, x]) == value
+        assert max(values.values()) > 0
+
+
+def test_regions_where_student_and_teacher_differ(pair):
+    """By the slow way: every position of a level, best first, those that overlap dropped."""
+    student, teacher, inputs, samples = pair("GFL")
+    for model in (student, teacher):
+        model.bbox_head.gfl_reg.bias.data.view(4, 9)[:, 0] += 5  # small boxes
+    samples[0].set_metainfo(dict(img_shape=(40, 64), pad_shape=(40, 64)))
+    context, raw, taught = context_of(student, teacher, inputs, samples, [], ["gi"])
+    cells = {size: context.regions["gi"].at(size) for size in ((8, 8), (4, 4), (2, 2))}
+    # Nobody looks into the padding.
+    inside, *_ = context_of(student, teacher, inputs, samples, ["cls"], ["all"])
+    counted = inside.regions["all"].weight
+    expected = {size: torch.zeros(len(inputs), *size) for size in cells}
+    for image in range(len(inputs)):
+        for level, size in enumerate(cells):
+            ranked = []
+            for i, (where, lvl, y, x, _) in enumerate(slow_positions(raw, 1)):
+                if (where, lvl) != (image, level):
+                    continue
+                s, t = (r[0][level][image, :, y, x].sigmoid() * counted[i] for r in (raw, taught))
+                gap = (s - t).abs()
+                best = int(gap.argmax())
+                side = taught if t[best] >= s[best] else raw
+                edges = side[1][level][image, :, y, x].view(4, 9).softmax(-1) @ torch.arange(9.0)
+                left, top, right, bottom = (edges * STRIDES[level]).tolist()
+                px, py = x * STRIDES[level], y * STRIDES[level]
+                ranked.append((float(gap.max()), (px - left, py - top, px + right, py + bottom)))
+            ranked.sort(key=lambda item: -item[0])
+            kept = []
+            for _, box in ranked:
+                if len(kept) < 10 and all(overlap(box, other) <= 0.3 for other in kept):
+                    kept.append(box)
+            step = 64 / size[0]
+            for x1, y1, x2, y2 in kept:
+                for y in range(size[0]):
+                    for x in range(size[1]):
+                        tiny = 1e-3 * step
+                        touched = x1 < (x + 1) * step - tiny and x2 > x * step + tiny
+                        touched &= y1 < (y + 1) * step - tiny and y2 > y * step + tiny
+                        expected[size][image, y, x] += touched and x2 > x1 and y2 > y1
+    for size, found in cells.items():
+        assert torch.equal(found > 0, expected[size] > 0), size
+    assert 0 < sum(found.sum() for found in cells.values())
+    assert any((found == 0).any() for found in cells.values())
+
+
+def overlap(a, b):
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    both = width * height
+    area = [(x[2] - x[0]) * (x[3] - x[1]) for x in (a, b)]
+    return both / max(area[0] + area[1] - both, 1e-12)
+
+
+@pytest.mark.parametrize("kind", ["ATSS", "PAA", "GFL"])
+def test_labels_of_a_teacher_that_is_the_student_change_nothing(twins, kind):
+    model, inputs, samples = twins(kind, assignment=dict(scheme="own"))
+    noisy(model.student)
+    teacher = model.distiller.teachers["teacher"].model
+    teacher.load_state_dict(model.student.state_dict())
+    expected = model.student(inputs, copy.deepcopy(samples), mode="loss")
+    losses = model(inputs, samples, mode="loss")
+    assert losses.keys() == expected.keys()
+    for name, value in expected.items():
+        for a, b in zip(*([v] if torch.is_tensor(v) else v for v in (losses[name], value))):  # noqa: B905
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("kind", ["ATSS", "PAA"])
+def test_labels_from_a_teacher_decide_the_regions_too(twins, kind):
+    line = dict(student="outputs.cls", loss="FocalKLDivergence", region="main", name="soft")
+    model, inputs, samples = twins(kind, line, assignment=dict(scheme="paa", of="teacher"))
+    noisy(model.student)
+    noisy(model.distiller.teachers["teacher"].model, seed=8)
+    chosen = []
+    loss = model.distiller.losses["soft"]
+    handle = loss.register_forward_pre_hook(lambda module, args: chosen.append(len(args[0])))
+    losses = model(inputs, samples, mode="loss")
+    handle.remove()
+    labels = model.task._assignment.labels(samples)
+    taught = sum(int((label.gt_inds > 0).sum()) for label in labels)
+    own = context_of(model.student, model.student, inputs, samples, [], ["main"])
+    assert chosen == [taught] and taught > 4
+    if kind == "PAA":  # whose own labels are others
+        assert taught != int(own[0].regions["main"].weight.sum())
+    assert float(losses["kd_soft_raw"]) > 0
+
+
+def test_an_assignment_that_cannot_be_meant(twins):
+    for options, said in (
+        (dict(scheme="mine"), "assignment.scheme must be one of"),
+        (dict(of="nobody"), "of teacher 'nobody', but the teachers are \\['teacher'\\]"),
+        (dict(schema="own"), "schema"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            twins("ATSS", assignment=options)
 
 
 def test_localization_distillation_is_that_of_mmdets_ld_head(tiny, twins):
