@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...core.distiller import Context, Region
 from ...core.errors import ConfigError, TeacherError
-from ...core.taps import Captured
+from ...core.taps import Captured, Tap
 from .adapter import DetectionAdapter
 
 __all__ = ["QueryAdapter", "QueryPairs", "match_queries", "run_queries"]
@@ -222,6 +222,25 @@ class QueryAdapter(DetectionAdapter):
                         f"teacher {theirs_value}. Their queries cannot be compared; take a teacher "
                         "trained with the same, or match features only."
                     )
+        self._check_layers()
+
+    def _check_layers(self) -> None:
+        """Refuse pairs whose two sides are of different numbers of decoder layers."""
+        for pair in (p for p in self.recipe.pairs if p.is_output and self.teachers):
+            name = pair.of or next(iter(self.teachers))
+            ours, theirs = (
+                len(Tap.parse(spec).choose([torch.empty(0)] * _layers(model), spec))
+                for spec, model in (
+                    (pair.student, self.student),
+                    (pair.teacher, self.teachers[name]),
+                )
+            )
+            if ours != theirs:
+                raise TeacherError(
+                    f"Pair {pair.name!r}: {pair.student!r} is of {ours} decoder layers of the "
+                    f"student, {pair.teacher!r} of {theirs} of teacher {name!r}. Select as many on "
+                    f"both sides, e.g. student='{pair.student.partition('[')[0]}[-1]'."
+                )
 
     def output_context(
         self,
@@ -315,6 +334,10 @@ def _head(model: nn.Module, whose: str) -> Any:
             "matched by taps."
         )
     return head
+
+
+def _layers(model: Any) -> int:
+    return model.decoder.num_layers
 
 
 def _activation(head: Any) -> str:
