@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...core.distiller import Context, Region
 from ...core.errors import ConfigError, TeacherError
-from ...core.recipe import Recipe
+from ...core.recipe import Recipe, members
 from ...core.taps import Captured
 from ..openmm.adapter import TASK_ADAPTERS, TaskAdapter
 from .preflight import check_config_data
@@ -27,7 +27,6 @@ __all__ = [
     "level_map",
     "padded_size",
     "refuse_scaled",
-    "run_detector",
 ]
 
 _FEATURE_REGIONS = {
@@ -97,13 +96,51 @@ class DetectionAdapter(TaskAdapter):
 
     def forward(self, model: nn.Module) -> Callable[[Tensor], Any]:
         """Backbone, neck and heads, without assignment or post-processing."""
-        return lambda images: run_detector(model, images)
+        return lambda images: self.run(model, images)
 
     def teacher_forward(
         self, name: str, model: nn.Module, seen: Captured, data_samples: Any
     ) -> Callable[[Tensor], Any]:
         """The same, of a teacher on the student's batch; see the base class."""
-        return lambda images: run_detector(model, images, data_samples)
+        return lambda images: self.run(model, images, data_samples)
+
+    def run(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        data_samples: Any = None,
+        rois: Tensor | None = None,
+    ) -> Any:
+        """Run a detector of any kind by module calls: taps are hooks, which mmdet's own pass by.
+
+        Args:
+            model: A student or a teacher.
+            images: ``(B, 3, H, W)``, preprocessed.
+            data_samples: The batch's annotations, for kinds that look at the padding.
+            rois: Regions of interest for a second stage; see :func:`.two_stage.run_two_stage`.
+
+        Returns:
+            What its heads return; of a detector without heads that are known, its features.
+        """
+        kind = kind_of(model)
+        if kind == "queries":
+            from .queries import run_queries
+
+            return run_queries(model, images, data_samples)
+        if kind == "two_stage":
+            from .two_stage import run_two_stage
+
+            return run_two_stage(model, images, proposes=self.names("rpn"), rois=rois)
+        features = model.extract_feat(images)  # type: ignore[operator]
+        return model.bbox_head(features) if kind == "dense" else features  # type: ignore[operator]
+
+    def names(self, prefix: str) -> bool:
+        """Whether some pair has an output, a region or a tap whose name begins so."""
+        pairs = self.recipe.pairs
+        sides = [side for p in pairs if not p.is_output for side in (p.student, p.teacher)]
+        taps = [tap for side in sides for tap in members(side)]
+        named = [*self.recipe.outputs, *self.recipe.regions, *taps]
+        return any(name.startswith(prefix) for name in named)
 
     # -- what must agree -----------------------------------------------------------------------
 
@@ -165,33 +202,6 @@ class DetectionAdapter(TaskAdapter):
             return fine_grained(anchors, sizes, boxes)
 
         return lambda size: level_map(levels(), size)
-
-
-def run_detector(
-    model: nn.Module, images: Tensor, data_samples: Any = None, rois: Tensor | None = None
-) -> Any:
-    """Run a detector of any kind by module calls: taps are hooks, which ``_forward`` passes by.
-
-    Args:
-        model: The detector.
-        images: ``(B, 3, H, W)``, preprocessed.
-        data_samples: The batch's annotations, for kinds that look at the padding.
-        rois: Regions of interest for the second stage; see :func:`.two_stage.run_two_stage`.
-
-    Returns:
-        What its heads return; of a detector without heads that are known, its features.
-    """
-    kind = kind_of(model)
-    if kind == "queries":
-        from .queries import run_queries
-
-        return run_queries(model, images, data_samples)
-    if kind == "two_stage":
-        from .two_stage import run_two_stage
-
-        return run_two_stage(model, images, rois)
-    features = model.extract_feat(images)  # type: ignore[operator]
-    return model.bbox_head(features) if kind == "dense" else features  # type: ignore[operator]
 
 
 def ground_truth(data_samples: Any) -> list[Tensor]:

@@ -85,8 +85,10 @@ class DenseHeadAdapter(DetectionAdapter):
     }
     teacher_regions = ("teacher_score", "gi")
 
+    # What assigns the labels where a teacher does: how, its name and its head.
     _assignment: Assignment | None = None
     _assigner: str = ""
+    _teacher_head: Any = None
 
     @property
     def reads(self) -> list[str]:
@@ -149,7 +151,7 @@ class DenseHeadAdapter(DetectionAdapter):
         except TypeError as error:
             raise ConfigError(f"distill.assignment={options}: {error}.") from error
         self._assignment.check(_head(teachers[name]))
-        self._teacher_head, self._assigner = (_head(teachers[name]),), name
+        self._teacher_head, self._assigner = _head(teachers[name]), name
         return name
 
     def loss(self, inputs: Tensor, data_samples: Any, ask: Callable[[str], Any]) -> dict[str, Any]:
@@ -157,7 +159,7 @@ class DenseHeadAdapter(DetectionAdapter):
         if self._assignment is None:
             return super().loss(inputs, data_samples, ask)
         raw = ask(self._assigner)
-        return self._assignment.loss(self.student, inputs, data_samples, self._teacher_head[0], raw)
+        return self._assignment.loss(self.student, inputs, data_samples, self._teacher_head, raw)
 
     # -- one batch -----------------------------------------------------------------------------
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from ...core.distiller import Context, Region
 from ...core.errors import ConfigError, TeacherError
-from ...core.recipe import members, output_name
+from ...core.recipe import output_name
 from ...core.taps import Captured
-from .adapter import DetectionAdapter, padded_size, refuse_scaled, run_detector
+from .adapter import DetectionAdapter, padded_size, refuse_scaled
 from .heads import is_binned
 from .positions import flatten, priors_of
 
@@ -68,28 +68,24 @@ class TwoStageAdapter(DetectionAdapter):
     def reads(self) -> list[str]:
         """Both heads' raw outputs, the sampled proposals, and what the loss modules are given."""
         found = []
-        if self._names("rpn"):
+        if self.names("rpn"):
             found += [_RPN, *(f"{_RPN}.{loss}@input" for loss in _LOSSES)]
-        if self._names("roi"):
+        if self.names("roi"):
             found += [_EXTRACTOR, _ROI, *(f"{_ROI}.{loss}@input" for loss in _LOSSES)]
         return found
 
-    def _names(self, stage: str) -> bool:
-        """Whether some pair compares something of this stage: an output, a region or a tap."""
-        pairs = self.recipe.pairs
-        taps = [tap for p in pairs if not p.is_output for tap in members(p.teacher)]
-        named = [*self.recipe.outputs, *self.recipe.regions, *taps]
-        return any(name.startswith(stage) for name in named)
-
     def forward(self, model: nn.Module) -> Callable[[Tensor], Any]:
-        """Both stages; the second on two boxes an image, to learn shapes from."""
-        return lambda images: run_detector(model, images, rois=_probe_rois(images))
+        """What pairs need of both stages; the second on two boxes an image, to learn shapes."""
+        return lambda images: self.run(model, images, rois=self._probe_rois(images))
+
+    def _probe_rois(self, images: Tensor) -> Tensor | None:
+        return _probe_rois(images) if self.names("roi") else None
 
     def teacher_forward(
         self, name: str, model: nn.Module, seen: Captured, data_samples: Any
     ) -> Callable[[Tensor], Any]:
-        """Both stages of the teacher; the second on the student's sampled proposals."""
-        rois = self._rois(seen) if self._names("roi") else None
+        """What pairs need of both stages; the second on the student's sampled proposals."""
+        rois = self._rois(seen) if self.names("roi") else None
         scaled = self.preprocess.get(name)
 
         def run(images: Tensor) -> Any:
@@ -97,7 +93,7 @@ class TwoStageAdapter(DetectionAdapter):
             if rois is not None and scaled is not None:
                 y, x = scaled.factors(padded_size(data_samples))
                 proposals = rois * rois.new_tensor([1.0, x, y, x, y])
-            return run_detector(model, images, data_samples, proposals)
+            return self.run(model, images, data_samples, proposals)
 
         return run
 
@@ -119,7 +115,7 @@ class TwoStageAdapter(DetectionAdapter):
                     f"Pair {pair.name!r}: {pair.student!r} has other positions than region "
                     f"{pair.region!r}; expected one of {own}."
                 )
-        stages = {name[:3] for name in (*outputs, *regions) if name[:3] in ("rpn", "roi")}
+        stages = {stage for stage in ("rpn", "roi") if self.names(stage)}
         if not stages:
             return
         _check_kind(self.student, "student", stages)
@@ -215,21 +211,30 @@ class TwoStageAdapter(DetectionAdapter):
         _extend(context.regions, _regions("roi", sampled, positive))
 
 
-def run_two_stage(model: Any, images: Tensor, rois: Tensor | None) -> dict[str, Any]:
+def run_two_stage(
+    model: Any, images: Tensor, *, proposes: bool = True, rois: Tensor | None = None
+) -> dict[str, Any]:
     """Run both stages by module calls, the second on given regions of interest.
 
     Args:
         model: A two-stage detector.
         images: ``(B, 3, H, W)``, preprocessed.
+        proposes: Whether the first stage is run.
         rois: ``(R, 5)``: index of the image, then corners in pixels. None leaves the second out.
 
     Returns:
-        ``rpn`` and ``roi``: what the heads return.
+        ``rpn`` and ``roi``: what the heads that were run return.
+
+    Raises:
+        TeacherError: If the second stage is run, but is of a kind that runs otherwise.
     """
     features = model.extract_feat(images)
-    found = {"rpn": model.rpn_head(features)}
+    found = {}
+    if proposes:
+        found["rpn"] = model.rpn_head(features)
     if rois is not None:
         roi_head: Any = model.roi_head
+        _check_second_stage(roi_head, f"RoI head of {type(model).__name__}")
         extractor = roi_head.bbox_roi_extractor
         regions = extractor(features[: extractor.num_inputs], rois)
         if roi_head.with_shared_head:
@@ -308,17 +313,21 @@ def _check_kind(model: Any, whose: str, stages: Collection[str]) -> None:
     if "roi" not in stages:
         return
     head = model.roi_head
-    # Others run their box heads several times, or on several features.
-    plain = getattr(type(head), "_bbox_forward", None) is StandardRoIHead._bbox_forward
-    if not plain or not isinstance(head.bbox_head, BBoxHead):
-        raise TeacherError(
-            f"The {whose}'s roi_head is a {type(head).__name__}; the outputs of a StandardRoIHead "
-            "can be compared. Features, and outputs.rpn_*, of any can."
-        )
+    _check_second_stage(head, f"{whose}'s roi_head")
     if head.bbox_head.custom_cls_channels:
         raise TeacherError(
             f"The {whose}'s RoI class loss is a {type(head.bbox_head.loss_cls).__name__} with "
             "channels of its own; expected one logit a class and one for the background."
+        )
+
+
+def _check_second_stage(head: Any, what: str) -> None:
+    # Others run their box heads several times, or on several features.
+    plain = getattr(type(head), "_bbox_forward", None) is StandardRoIHead._bbox_forward
+    if not plain or not isinstance(head.bbox_head, BBoxHead):
+        raise TeacherError(
+            f"The {what} is a {type(head).__name__}; outputs and taps of a StandardRoIHead can be "
+            "compared. Features before it, and outputs.rpn_*, of any can."
         )
 
 

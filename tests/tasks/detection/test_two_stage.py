@@ -320,9 +320,26 @@ def test_outputs_and_regions_of_two_stages_do_not_mix(tiny):
 def test_heads_that_run_otherwise_are_refused(tiny):
     student, teacher = changed(tiny), changed(tiny)
     teacher.roi_head.bbox_head = torch.nn.ModuleList([teacher.roi_head.bbox_head])
-    with pytest.raises(TeacherError, match="outputs of a StandardRoIHead"):
+    with pytest.raises(TeacherError, match="outputs and taps of a StandardRoIHead"):
         check(student, teacher, CHEN[3])
     check(student, teacher, CHEN[1])
+    pooled = dict(student="roi_head.bbox_roi_extractor", loss="FeatureImitation")
+    with pytest.raises(TeacherError, match="outputs and taps of a StandardRoIHead"):
+        check(student, teacher, pooled, CHEN[1])
     teacher.rpn_head = torch.nn.Linear(2, 2)
     with pytest.raises(TeacherError, match="rpn_head is a Linear"):
         check(student, teacher, CHEN[1])
+
+
+def test_features_need_neither_stage(tiny):
+    """So that cascades and the like may teach, and be taught, their pyramids."""
+    line = dict(student="neck", loss="FeatureImitation", region="boxes")
+    student, teacher = changed(tiny), changed(tiny, width=16)
+    for model in (student, teacher):
+        model.roi_head.bbox_head = torch.nn.ModuleList([model.roi_head.bbox_head])
+        model.rpn_head.forward = None
+    task = TwoStageAdapter(student, {}, Recipe.from_config([line]))
+    task.check([], ["boxes"])
+    assert task.reads == []
+    for model in (student, teacher):
+        assert task.forward(model)(torch.zeros(1, 3, 64, 64)) == {}
