@@ -1,0 +1,6 @@
+# A Faster R-CNN of 0.3M parameters on the digit scenes, trained alone.
+_base_ = [
+    "../_base_/faster_rcnn_tiny.py",
+    "../_base_/digit_scenes.py",
+    "../_base_/short_schedule.py",
+]

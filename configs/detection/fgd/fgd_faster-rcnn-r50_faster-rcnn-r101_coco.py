@@ -1,0 +1,9 @@
+# FGD (Yang et al., CVPR 2022) on COCO: Faster R-CNN ResNet-101 (2x) -> ResNet-50 (2x).
+_base_ = [
+    "mmdet::faster_rcnn/faster-rcnn_r50_fpn_2x_coco.py",
+    "../_base_/fgd_two_stage_pairs.py",
+]
+optim_wrapper = dict(clip_grad=dict(max_norm=35, norm_type=2))
+distill = dict(
+    teacher=dict(config="mmdet::faster_rcnn/faster-rcnn_r101_fpn_2x_coco.py"),
+)
