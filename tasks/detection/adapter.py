@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...core.distiller import Context, Region
 from ...core.errors import ConfigError, TeacherError
-from ...core.recipe import Recipe, members
+from ...core.recipe import members
 from ...core.taps import Captured
 from ..openmm.adapter import TASK_ADAPTERS, TaskAdapter
 from .preflight import check_config_data
@@ -61,16 +61,10 @@ class DetectionAdapter(TaskAdapter):
     own_regions: Mapping[str, str] = {}
     """Regions of this kind of detector."""
 
-    def __init__(
-        self,
-        student: nn.Module,
-        teachers: Mapping[str, nn.Module],
-        recipe: Recipe = Recipe(()),  # noqa: B008 - frozen
-        probe_size: int = 128,
-        preprocess: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(student, teachers, recipe, probe_size, preprocess)
-        self.regions = {**self.own_regions, **_FEATURE_REGIONS}
+    @property
+    def regions(self) -> Mapping[str, str]:  # type: ignore[override]
+        """Those of the kind, and those of features that every detector has."""
+        return {**self.own_regions, **_FEATURE_REGIONS}
 
     @classmethod
     def of(cls, student: nn.Module) -> type[TaskAdapter]:

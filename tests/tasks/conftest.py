@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parent))  # saved_runs, which several files share
+
 pytest.importorskip("mmdet")
 
 from mmengine.config import Config, ConfigDict  # noqa: E402

@@ -1,5 +1,6 @@
 # A DINO with 30 queries and two layers on either side, on the digit scenes, trained alone.
 _base_ = [
+    "../_base_/resnet18_tiny.py",
     "../_base_/digit_scenes.py",
     "../_base_/short_schedule.py",
 ]
@@ -9,24 +10,6 @@ model = dict(
     num_feature_levels=3,
     with_box_refine=True,
     as_two_stage=True,
-    data_preprocessor=dict(
-        type="DetDataPreprocessor",
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_size_divisor=32,
-    ),
-    backbone=dict(
-        type="ResNet",
-        depth=18,
-        base_channels=8,
-        num_stages=4,
-        out_indices=(1, 2, 3),
-        frozen_stages=-1,
-        norm_cfg=dict(type="BN", requires_grad=True),
-        norm_eval=False,
-        style="pytorch",
-    ),
     neck=dict(
         type="ChannelMapper",
         in_channels=[16, 32, 64],

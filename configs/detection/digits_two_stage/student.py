@@ -1,4 +1,4 @@
-# A Faster R-CNN of 0.3M parameters on the digit scenes, trained alone.
+# A Faster R-CNN of 0.2M parameters on the digit scenes, trained alone.
 _base_ = [
     "../_base_/faster_rcnn_tiny.py",
     "../_base_/digit_scenes.py",

@@ -138,7 +138,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
             w, h = (int(v) for v in rng.integers(20, 60, 2))
             x, y = int(rng.integers(0, 96 - w)), int(rng.integers(0, 96 - h))
             pixels[y : y + h, x : x + w] = rng.integers(0, 255, 3)
-            entry = dict(image_id=i, category_id=label + 1, bbox=[x, y, w, h], area=w * h)
+            entry: dict[str, Any] = dict(
+                image_id=i, category_id=label + 1, bbox=[x, y, w, h], area=w * h
+            )
             outline = [x, y, x + w, y, x + w, y + h, x, y + h]
             entry.update(id=len(annotations) + 1, iscrowd=0, segmentation=[outline])
             annotations.append(entry)

@@ -15,6 +15,7 @@ from mmdet.models.dense_heads import RPNHead
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.registry import MODELS
 from mmengine.model import ExponentialMovingAverage
+from saved_runs import RANK_HOOK, assert_equal, curves
 
 from taskdistill.core.errors import TeacherError
 from taskdistill.core.losses import weighted_soft_cross_entropy
@@ -432,31 +433,6 @@ def test_what_a_checkpoint_holds(tiny, runs):
     assert {f"module.{name}" for name in plain} | {"steps"} == set(checkpoint["ema_state_dict"])
 
 
-def curves(checkpoint):
-    """Every training figure of the run but the clock's."""
-    scalars = checkpoint["message_hub"]["log_scalars"]
-    return {
-        key: scalar.data[0].tolist()
-        for key, scalar in scalars.items()
-        if key.startswith("train/") and not key.endswith(("time", "memory"))
-    }
-
-
-def assert_equal(a, b, where=""):
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_equal(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f"{where}[{i}]")
-    else:
-        assert a == b, where
-
-
 @pytest.mark.parametrize("kind", ["FasterRCNN", "MaskRCNN"])
 def test_a_resumed_run_ends_as_the_uninterrupted_one(tiny, runs, tmp_path, kind):
     """Sampled proposals, dropout, augmentation, warm-up and averages included."""
@@ -473,41 +449,10 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(tiny, runs, tmp_path, kind)
     entries = ["state_dict", "optimizer", "param_schedulers", SIDE_ENTRY]
     for entry in entries + ["ema_state_dict"] * (kind == "MaskRCNN"):
         assert_equal(first[entry], second[entry], entry)
-    assert len(found["train/loss"]) == 6
-    names = {f"train/{k.format(p['name'])}" for p in CHEN for k in ("loss_kd_{}", "kd_{}_raw")}
+    assert len(found["loss"]) == 6
+    names = {k.format(p["name"]) for p in CHEN for k in ("loss_kd_{}", "kd_{}_raw")}
     assert names <= set(found)
-    assert len(set(found["train/kd_roi_bounded_raw"])) == 6
-
-
-RANK_HOOK = """
-import json
-import os
-
-import torch
-import torch.distributed as dist
-from mmengine.hooks import Hook
-from mmengine.model import MMDistributedDataParallel
-from mmengine.registry import HOOKS
-
-
-@HOOKS.register_module()
-class RankHook(Hook):
-    def after_train(self, runner):
-        model = runner.model
-        assert isinstance(model, MMDistributedDataParallel), type(model)
-        assert not model.find_unused_parameters
-        own = torch.cat([p.detach().flatten() for p in model.parameters()])
-        others = [torch.zeros_like(own) for _ in range(dist.get_world_size())]
-        dist.all_gather(others, own)
-        text = dict(
-            backend=dist.get_backend(),
-            world=dist.get_world_size(),
-            equal=all(torch.equal(own, other) for other in others),
-            finite=bool(torch.isfinite(own).all()),
-        )
-        with open(os.path.join(runner.work_dir, f"rank{dist.get_rank()}.json"), "w") as file:
-            json.dump(text, file)
-"""
+    assert len(set(found["kd_roi_bounded_raw"])) == 6
 
 
 def comparable_config(tiny, batch_size):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from mmengine.hooks import Hook
+from saved_runs import assert_equal, curves
 
 from taskdistill.core.errors import CheckpointError, NonFiniteLossError
 from taskdistill.tasks.gan.hooks import SIDE_ENTRY
@@ -20,30 +21,6 @@ from taskdistill.tasks.openmm import cli
 from taskdistill.tasks.openmm.teacher import read_mm_checkpoint
 
 TRAIN = Path(__file__).parents[3] / "tools" / "train.py"
-
-
-def curves(checkpoint: dict[str, Any]) -> dict[str, list[float]]:
-    """Every training figure of the run but the clock's."""
-    return {
-        key.removeprefix("train/"): scalar.data[0].tolist()
-        for key, scalar in checkpoint["message_hub"]["log_scalars"].items()
-        if key.startswith("train/") and not key.endswith(("time", "memory"))
-    }
-
-
-def assert_equal(a: Any, b: Any, where: str = "") -> None:
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_equal(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for index, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f"{where}[{index}]")
-    else:
-        assert a == b, where
 
 
 def assert_same_end(first: Path, second: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from saved_runs import assert_equal, curves
 
 from taskdistill.core.errors import CheckpointError
 from taskdistill.tasks.openmm import cli
@@ -175,32 +176,6 @@ def test_the_students_config_lies_beside_and_in_the_checkpoint(tiny, runs, run_c
     assert "distill" not in beside and "SeededDataset" not in beside.pretty_text
 
 
-def curves(checkpoint):
-    """Every training figure of the run but the clock's."""
-    scalars = checkpoint["message_hub"]["log_scalars"]
-    skipped = ("time", "data_time", "memory")
-    return {
-        key: scalar.data[0].tolist()
-        for key, scalar in scalars.items()
-        if key.startswith("train/") and key.split("/")[1] not in skipped
-    }
-
-
-def assert_equal(a, b, where=""):
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_equal(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f"{where}[{i}]")
-    else:
-        assert a == b, where
-
-
 def assert_same_end(first, second):
     first, second = (read_mm_checkpoint(str(p)) for p in (first, second))
     assert_equal(curves(first), curves(second), "curves")
@@ -228,10 +203,10 @@ def test_resume_after_kill_equals_the_uninterrupted_run(tiny, runs, run_config, 
     kill_and_resume(tiny, run_config, tmp_path / "killed")
     reference = Path(runs["plain"].work_dir)
     found = assert_same_end(tmp_path / "killed" / "epoch_2.pth", reference / "epoch_2.pth")
-    assert len(found["train/loss"]) == 6
-    assert {"train/loss_kd_neck", "train/kd_neck_raw", "train/lr"} <= set(found)
+    assert len(found["loss"]) == 6
+    assert {"loss_kd_neck", "kd_neck_raw", "lr"} <= set(found)
     # The warm-up of 1.5 epochs went on inside the epochs, of three steps each.
-    weighted, raw = (torch.tensor(found[f"train/{k}"]) for k in ("loss_kd_neck", "kd_neck_raw"))
+    weighted, raw = (torch.tensor(found[k]) for k in ("loss_kd_neck", "kd_neck_raw"))
     factors = 0.5 * torch.tensor([0, 1, 2, 3, 4, 4.5]) / 4.5
     torch.testing.assert_close(weighted, raw * factors, check_dtype=False)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from saved_runs import RANK_HOOK
 
 from taskdistill.core.errors import CheckpointError
 from taskdistill.tasks.openmm.hooks import SIDE_ENTRY
@@ -84,42 +85,6 @@ def test_a_damaged_checkpoint_is_told_before_it_is_loaded(runner, tmp_path):
 def test_load_from_a_file_that_is_not_there(tiny, tmp_path):
     with pytest.raises(CheckpointError, match="gone.pth.*load_from"):
         tiny.runner(tiny.config(distill=tiny.distill(), load_from="gone.pth"), tmp_path)
-
-
-RANK_HOOK = """
-import json
-import os
-
-import torch
-import torch.distributed as dist
-from mmengine.hooks import Hook
-from mmengine.model import MMDistributedDataParallel
-from mmengine.registry import HOOKS
-
-
-@HOOKS.register_module()
-class RankHook(Hook):
-    def after_train(self, runner):
-        model = runner.model
-        assert isinstance(model, MMDistributedDataParallel), type(model)
-        assert not model.find_unused_parameters
-        inner = model.module
-        teacher = inner.distiller.teachers["teacher"].model
-        names = [name for name, _ in model.named_parameters()]
-        assert not any("teacher" in name for name in names)
-        assert not any(module.training for module in teacher.modules())
-        own = torch.cat([p.detach().flatten() for p in model.parameters()])
-        others = [torch.zeros_like(own) for _ in range(dist.get_world_size())]
-        dist.all_gather(others, own)
-        text = dict(
-            backend=dist.get_backend(),
-            world=dist.get_world_size(),
-            equal=all(torch.equal(own, other) for other in others),
-            finite=bool(torch.isfinite(own).all()),
-        )
-        with open(os.path.join(runner.work_dir, f"rank{dist.get_rank()}.json"), "w") as file:
-            json.dump(text, file)
-"""
 
 
 @pytest.mark.slow

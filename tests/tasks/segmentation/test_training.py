@@ -14,6 +14,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.optim import build_optim_wrapper
+from saved_runs import assert_equal, curves
 
 from taskdistill.core.errors import NonFiniteLossError
 from taskdistill.tasks.openmm import cli
@@ -126,31 +127,6 @@ def runs(seg, run_config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     configs = {"plain": run_config, "ema": ema_config(run_config)}
     return {name: seg.train(config, folder / name) for name, config in configs.items()}
-
-
-def curves(checkpoint):
-    """Every training figure of the run but the clock's."""
-    scalars = checkpoint["message_hub"]["log_scalars"]
-    return {
-        key.removeprefix("train/"): scalar.data[0].tolist()
-        for key, scalar in scalars.items()
-        if key.startswith("train/") and not key.endswith(("time", "memory"))
-    }
-
-
-def assert_equal(a, b, where=""):
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_equal(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f"{where}[{i}]")
-    else:
-        assert a == b, where
 
 
 def assert_same_end(first, second):
