@@ -126,6 +126,38 @@ class BccdTwoStageTable(DetectionDemo):
     }
 
 
+class DigitsTwoStageDemo(DetectionDemo):
+    """The digit scenes with Faster R-CNN, by the recipe of Chen et al. 2017."""
+
+    name = "digits_two_stage"
+    folder = "detection/digits_two_stage"
+    title = "Distilling a two-stage detector: handwritten digits in photographs"
+
+
+class DigitsLadDemo(DetectionDemo):
+    """The digit scenes with PAA, whose student learns the teacher's labels (LAD)."""
+
+    name = "digits_lad"
+    folder = "detection/digits_lad"
+    title = "Label assignment distillation: handwritten digits in photographs"
+
+
+class DigitsRTMDetDemo(DetectionDemo):
+    """The digit scenes with RTMDet."""
+
+    name = "digits_rtmdet"
+    folder = "detection/digits_rtmdet"
+    title = "Distilling RTMDet: handwritten digits in photographs"
+
+
+class DigitsDinoDemo(DetectionDemo):
+    """The digit scenes with DINO, a transformer detector."""
+
+    name = "digits_dino"
+    folder = "detection/digits_dino"
+    title = "Distilling a transformer detector: handwritten digits in photographs"
+
+
 def box_mark(
     box: list[float], label: int, classes: tuple[str, ...], score: float | None = None
 ) -> Mark:

@@ -1,8 +1,6 @@
-# FGD (Yang et al., CVPR 2022) on the first four levels of Faster R-CNN, with the authors' factors
-# for it, 20 and (lambda) 10 times smaller than those of one stage: alpha = 5e-5, beta = 2.5e-5,
-# gamma = 5e-5, lambda = 5e-7. Their global part is a sum over a level's cells, here it is a mean:
-# relation is lambda times the cells of an image of 800 x 1344. attention is gamma times the 256
-# channels.
+# FGD (Yang et al., CVPR 2022) on the first four levels of Faster R-CNN, with the factors of the
+# authors' config for it, 20 (alpha, beta) and 10 times smaller than RetinaNet's: alpha = 5e-5,
+# beta = 2.5e-5, gamma = 5e-5, lambda = 5e-7. relation and attention as in fgd_one_stage_pairs.py.
 distill = dict(
     pairs=[
         dict(

@@ -14,6 +14,7 @@ from PIL import Image
 from taskdistill.core.errors import CheckpointError
 from taskdistill.tasks.common.cost import count_macs, count_parameters
 from taskdistill.tasks.common.demo.report import Mark
+from taskdistill.tasks.detection import demo
 from taskdistill.tasks.detection.demo import DetectionDemo, box_mark, class_colour
 from taskdistill.tasks.openmm.config import load_config
 
@@ -50,6 +51,20 @@ def checkpoint(cfg, task, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def model(cfg, task, checkpoint):
     return task.load(cfg, checkpoint)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [kind for kind in vars(demo).values() if isinstance(kind, type) and "name" in vars(kind)],
+)
+def test_every_demo_has_the_configs_it_names(kind):
+    task = kind()
+    configs = task.load_configs(CONFIGS.parents[1] / task.folder)
+    assert {"teacher", "alone", *task.variants} == configs.keys()
+    teacher, students = configs.pop("teacher"), list(configs.values())
+    assert all(cfg.model == students[0].model for cfg in students)
+    assert all(cfg.train_cfg.max_epochs == students[0].train_cfg.max_epochs for cfg in students)
+    assert teacher.model != students[0].model
 
 
 def test_load_is_strict(cfg, task, checkpoint, tmp_path, model):
