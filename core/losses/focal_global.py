@@ -49,10 +49,10 @@ def focal_global(
     The focal part is the paper's. In the other two the paper sums over channels and cells, so
     that they depend on the size of the map; here they are means over cells. The paper's
     :math:`\gamma` times C (channels) and times HW (cells) gives ours, :math:`\lambda` times HW
-    gives ours. The defaults are the authors' for RetinaNet, 1e-3, 5e-4, 1e-3 and 5e-6, taken over
-    at 256 channels and a map of 16 x 16; theirs for Faster R-CNN are 20, 20, 20 and 10 times
-    smaller. The authors' code also counts one more row and column of cells to each box; with
-    :func:`focal_distillation` any other foreground can be used.
+    gives ours. The defaults are those of the authors' loss, 1e-3, 5e-4, 1e-3 and 5e-6, taken over
+    at 256 channels and a map of 16 x 16. Their RetinaNet configs have a gamma of 5e-4, theirs for
+    Faster R-CNN are 5e-5, 2.5e-5, 5e-5 and 5e-7. Their code also counts one more row and column of
+    cells to each box; with :func:`focal_distillation` any other foreground can be used.
 
     Args:
         student: (B, C, H, W) map.

@@ -106,7 +106,7 @@ class BccdTable(DetectionDemo):
         "ld": "+ LD, main region",
         "ld_vlr": "+ LD, main region and VLR",
         "lad": "+ LAD",
-        "best": "+ the best together",
+        "combined": "+ CWD, GI imitation and classes",
     }
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.registry import MODELS
 
 from ...core.errors import ConfigError, did_you_mean
 from ...core.recipe import resolve_loss
@@ -52,7 +53,8 @@ def plain_config(cfg: Config) -> Config:
     plain = copy.deepcopy(cfg)
     plain.pop("distill", None)
     imports = plain.get("custom_imports")
-    if imports and not plain.get("task"):  # where the networks are ours, they stay
+    # Where the network, or a part of it, is ours, they stay.
+    if imports and not plain.get("task") and not _has_own_part(plain.get("model"), plain):
         # Reading the config has imported these; the deployed model must not need us.
         names = [imports.imports] if isinstance(imports.imports, str) else list(imports.imports)
         kept = [name for name in names if name.split(".")[0] != "taskdistill"]
@@ -61,6 +63,25 @@ def plain_config(cfg: Config) -> Config:
         else:
             plain.pop("custom_imports")
     return plain
+
+
+def _has_own_part(model: Any, cfg: Config) -> bool:
+    """Whether something of a model's config is built by a class of this package."""
+    found = set(_types(model))
+    with MODELS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
+        classes = [registry.get(name) for name in found]
+    return any(getattr(c, "__module__", "").startswith("taskdistill.") for c in classes)
+
+
+def _types(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        if isinstance(node.get("type"), str):
+            yield node["type"]
+        for value in node.values():
+            yield from _types(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from _types(value)
 
 
 def critic_options(distill: Mapping[str, Any]) -> dict[str, Any]:

@@ -74,6 +74,17 @@ def test_prepare_config_wraps_and_keeps_the_rest(tiny):
     assert cfg.default_hooks.checkpoint.type == "SafeCheckpointHook"
 
 
+def test_plain_config_keeps_what_its_own_head_needs(tiny):
+    """A binned head is ours: the deployed model has to find it."""
+    from mmengine.config import Config
+
+    cfg = Config(tiny.config(tiny.model("RetinaNet", type="BinnedRetinaHead")))
+    cfg.custom_imports.imports = ["taskdistill.tasks.detection"]
+    assert plain_config(cfg).custom_imports.imports == ["taskdistill.tasks.detection"]
+    cfg.model.bbox_head.type = "RetinaHead"
+    assert "custom_imports" not in plain_config(cfg)
+
+
 def test_prepare_config_leaves_a_plain_config_but_for_safe_saving(tiny):
     cfg = tiny.wrap(tiny.config(), tiny.folder)
     assert cfg.model.type == "GFL" and cfg.train_dataloader.dataset.type == "CocoDataset"
