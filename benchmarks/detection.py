@@ -54,8 +54,8 @@ def variants(folder: str) -> dict[str, Path]:
     files = {file.stem: file for file in sorted((CONFIGS / folder).glob("*.py"))}
     student = files.pop("student")
     del files["teacher"]
-    rest = {name: name for name in files if name not in labels}
-    named = {f"+ {label}": files[name] for name, label in {**labels, **rest}.items()}
+    rest = {name: f"+ {name}" for name in files if name not in labels}
+    named = {label: files[name] for name, label in {**labels, **rest}.items()}
     return {"student alone": student, **named}
 
 
