@@ -115,6 +115,13 @@ class TwoStageAdapter(DetectionAdapter):
                     f"Pair {pair.name!r}: {pair.student!r} has other positions than region "
                     f"{pair.region!r}; expected one of {own}."
                 )
+            pooled = pair.student.startswith("roi_head") and pair.region in ("roi", "roi_main")
+            if not pair.is_output and pair.region in self.own_regions and not pooled:
+                raise ConfigError(
+                    f"Pair {pair.name!r}: region {pair.region!r} is of single positions, but "
+                    f"{pair.student!r} is a tap; expected 'boxes' or 'fine_grained' for a map, or "
+                    "'roi' or 'roi_main' inside the RoI head."
+                )
         stages = {stage for stage in ("rpn", "roi") if self.names(stage)}
         if not stages:
             return

@@ -311,6 +311,9 @@ def test_outputs_and_regions_of_two_stages_do_not_mix(tiny):
     student = changed(tiny)
     with pytest.raises(ConfigError, match="other positions than region 'rpn'.*roi_main"):
         check(student, student, dict(CHEN[3], region="rpn"))
+    for tap, region in (("neck", "rpn"), ("neck", "roi"), ("roi_head.bbox_head", "rpn_main")):
+        with pytest.raises(ConfigError, match="of single positions, but .* is a tap"):
+            check(student, student, dict(student=tap, loss="FeatureImitation", region=region))
     with pytest.raises(ConfigError, match="no output 'cls'"):
         check(student, student, dict(CHEN[3], student="outputs.cls"))
     with pytest.raises(ConfigError, match="roi_bins needs a binned RoI head"):
