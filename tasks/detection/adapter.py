@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -22,6 +22,7 @@ from .regions import box_cells, box_fractions, fine_grained
 
 __all__ = [
     "DetectionAdapter",
+    "check_alike",
     "ground_truth",
     "kind_of",
     "level_map",
@@ -220,6 +221,25 @@ def level_map(levels: list[Tensor], size: tuple[int, int]) -> Tensor:
     if fitting:
         return torch.stack(fitting).amax(0)
     return min(levels, key=lambda level: abs(level.shape[1] - size[0]))
+
+
+def check_alike(teacher: str, properties: Iterable[tuple[str, Any, Any]], advice: str) -> None:
+    """Refuse a teacher that differs from the student in something that has to be equal.
+
+    Args:
+        teacher: Its name.
+        properties: What it is, the student's value, the teacher's.
+        advice: What follows from a difference, and what to do.
+
+    Raises:
+        TeacherError: Names the first difference with both values.
+    """
+    for what, ours, theirs in properties:
+        if ours != theirs:
+            raise TeacherError(
+                f"Student and teacher {teacher!r} differ in {what}: student {ours}, teacher "
+                f"{theirs}. {advice}"
+            )
 
 
 def refuse_scaled(preprocess: Mapping[str, Any], teachers: Collection[str], what: str) -> None:

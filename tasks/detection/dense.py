@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,10 +26,19 @@ from torch import Tensor, nn
 from ...core.distiller import Context, Region
 from ...core.errors import ConfigError, TeacherError
 from ...core.taps import Captured
-from .adapter import DetectionAdapter, ground_truth, level_map, padded_size, refuse_scaled
+from .adapter import (
+    DetectionAdapter,
+    check_alike,
+    ground_truth,
+    level_map,
+    padded_size,
+    refuse_scaled,
+)
 from .assignment import Assignment, flat_targets, taught_labels
 from .heads import is_binned
 from .positions import (
+    base_anchors,
+    bin_values,
     bins_of,
     box_numbers,
     decoded_boxes,
@@ -118,13 +128,12 @@ class DenseHeadAdapter(DetectionAdapter):
         for name, teacher in self.teachers.items():
             theirs = _head(teacher)
             _check_kind(theirs, f"teacher {name!r}")
-            for what, ours_value, theirs_value in _properties(head, theirs, outputs):
-                if ours_value != theirs_value:
-                    raise TeacherError(
-                        f"Student and teacher {name!r} differ in {what}: student {ours_value}, "
-                        f"teacher {theirs_value}. Their outputs cannot be compared position by "
-                        "position; take a teacher trained with the same, or match features only."
-                    )
+            check_alike(
+                name,
+                _properties(head, theirs, outputs),
+                "Their outputs cannot be compared position by position; take a teacher trained "
+                "with the same, or match features only.",
+            )
 
     # -- labels from a teacher -----------------------------------------------------------------
 
@@ -261,13 +270,12 @@ class DenseHeadAdapter(DetectionAdapter):
 
     @staticmethod
     def _valuable(head: Any, raw: Any, data_samples: Any) -> Tensor:
-        boxes, _, metas = unpack_gt_instances(data_samples)
-        anchors, _ = head.get_anchors(level_sizes(raw), metas, device=raw[0][0].device)
+        anchors, counts = priors_of(head, raw), positions_of_levels(head, raw)
         topk = getattr(head.assigner, "topk", 9)
-        values = []
-        for levels, truth in zip(anchors, ground_truth(data_samples), strict=True):
-            counts = [len(level) for level in levels]
-            values.append(valuable_region(torch.cat(levels), counts, truth, topk=topk))
+        values = [
+            valuable_region(anchors, counts, truth, topk=topk)
+            for truth in ground_truth(data_samples)
+        ]
         return torch.cat(values)
 
     def _instances(
@@ -296,13 +304,16 @@ class DenseHeadAdapter(DetectionAdapter):
 
 def _maps(weight: Tensor, head: Any, raw: Any) -> Callable[[tuple[int, int]], Tensor]:
     """Lay the weights of positions out as one map a level; a cell counts as its highest."""
-    sizes, each = level_sizes(raw), head.prior_generator.num_base_priors
-    rows = weight.unflatten(0, (len(raw[0][0]), -1)).split(positions_of_levels(head, raw), 1)
-    levels = [
-        row.unflatten(1, (height, width, n)).amax(-1)
-        for row, (height, width), n in zip(rows, sizes, each, strict=True)
-    ]
-    return lambda size: level_map(levels, size)
+
+    @cache  # once a batch, and only where features are weighed
+    def levels() -> list[Tensor]:
+        rows = weight.unflatten(0, (len(raw[0][0]), -1)).split(positions_of_levels(head, raw), 1)
+        return [
+            row.unflatten(1, (*size, -1)).amax(-1)
+            for row, size in zip(rows, level_sizes(raw), strict=True)
+        ]
+
+    return lambda size: level_map(levels(), size)
 
 
 def _head(model: nn.Module) -> Any:
@@ -338,7 +349,7 @@ def _properties(ours: Any, theirs: Any, outputs: Collection[str]) -> list[tuple[
         found.append(("anchors or points", *(_priors(h) for h in (ours, theirs))))
     if "box_bins" in outputs:
         found.append(("reg_max", *(getattr(h, "reg_max", None) for h in (ours, theirs))))
-        found.append(("the bins", *(_support(h) for h in (ours, theirs))))
+        found.append(("the bins", *(bin_values(h) for h in (ours, theirs))))
     return found
 
 
@@ -352,7 +363,7 @@ def _priors(head: Any) -> list[list[list[float]]] | str:
     if not isinstance(head.bbox_coder, DeltaXYWHBBoxCoder):
         # Distances have an origin, but no size.
         return f"offset {getattr(generator, 'offset', getattr(generator, 'center_offset', 0))}"
-    return [[[round(x, 3) for x in box] for box in b.tolist()] for b in generator.base_anchors]
+    return base_anchors(head)
 
 
 def _coding(head: Any) -> str:
@@ -360,10 +371,6 @@ def _coding(head: Any) -> str:
     if isinstance(coder, DeltaXYWHBBoxCoder):
         return f"deltas, means {tuple(coder.means)}, stds {tuple(coder.stds)}"
     return "distances to the edges"
-
-
-def _support(head: Any) -> list[float] | None:
-    return [round(x, 4) for x in head.bins.values.tolist()] if is_binned(head) else None
 
 
 def _outputs(head: Any, raw: Any, names: Collection[str]) -> dict[str, Tensor]:

@@ -17,6 +17,8 @@ from torch import Tensor
 from .heads import is_binned
 
 __all__ = [
+    "base_anchors",
+    "bin_values",
     "bins_of",
     "box_numbers",
     "decoded_boxes",
@@ -76,6 +78,17 @@ def priors_of(head: Any, raw: Any) -> Tensor:
     """
     sizes, device = level_sizes(raw), raw[0][0].device
     return torch.cat(head.prior_generator.grid_priors(sizes, device=device))
+
+
+def base_anchors(head: Any) -> list[list[list[float]]]:
+    """The anchors of each level's first location, rounded, to be compared with another head's."""
+    levels = head.prior_generator.base_anchors
+    return [[[round(x, 3) for x in box] for box in level.tolist()] for level in levels]
+
+
+def bin_values(head: Any) -> list[float] | None:
+    """What a binned head's bins stand for, likewise; None of other heads."""
+    return [round(x, 4) for x in head.bins.values.tolist()] if is_binned(head) else None
 
 
 def bins_of(head: Any, raw: Any) -> Tensor | None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...core.distiller import Context, Region
 from ...core.errors import ConfigError, TeacherError
 from ...core.taps import Captured, Tap
-from .adapter import DetectionAdapter
+from .adapter import DetectionAdapter, check_alike
 
 __all__ = ["QueryAdapter", "QueryPairs", "match_queries", "run_queries"]
 
@@ -212,16 +212,15 @@ class QueryAdapter(DetectionAdapter):
             )
         for name, teacher in self.teachers.items():
             theirs = _head(teacher, f"Teacher {name!r}")
-            for what, ours_value, theirs_value in (
-                ("the number of classes", head.num_classes, theirs.num_classes),
-                ("the activation of the classes", _activation(head), _activation(theirs)),
-            ):
-                if ours_value != theirs_value:
-                    raise TeacherError(
-                        f"Student and teacher {name!r} differ in {what}: student {ours_value}, "
-                        f"teacher {theirs_value}. Their queries cannot be compared; take a teacher "
-                        "trained with the same, or match features only."
-                    )
+            check_alike(
+                name,
+                (
+                    ("the number of classes", head.num_classes, theirs.num_classes),
+                    ("the activation of the classes", _activation(head), _activation(theirs)),
+                ),
+                "Their queries cannot be compared; take a teacher trained with the same, or match "
+                "features only.",
+            )
         self._check_layers()
 
     def _check_layers(self) -> None:

@@ -15,9 +15,9 @@ from ...core.distiller import Context, Region
 from ...core.errors import ConfigError, TeacherError
 from ...core.recipe import output_name
 from ...core.taps import Captured
-from .adapter import DetectionAdapter, padded_size, refuse_scaled
+from .adapter import DetectionAdapter, check_alike, padded_size, refuse_scaled
 from .heads import is_binned
-from .positions import flatten, priors_of
+from .positions import base_anchors, bin_values, flatten, priors_of
 
 __all__ = ["TwoStageAdapter", "run_two_stage"]
 
@@ -136,13 +136,12 @@ class TwoStageAdapter(DetectionAdapter):
             refuse_scaled(self.preprocess, self.teachers, "outputs of the RPN")
         for name, teacher in self.teachers.items():
             _check_kind(teacher, f"teacher {name!r}", stages)
-            for what, ours, theirs in _properties(self.student, teacher, outputs):
-                if ours != theirs:
-                    raise TeacherError(
-                        f"Student and teacher {name!r} differ in {what}: student {ours}, teacher "
-                        f"{theirs}. Their outputs cannot be compared; take a teacher trained with "
-                        "the same, or match features only."
-                    )
+            check_alike(
+                name,
+                _properties(self.student, teacher, outputs),
+                "Their outputs cannot be compared; take a teacher trained with the same, or match "
+                "features only.",
+            )
 
     # -- one batch -----------------------------------------------------------------------------
 
@@ -344,7 +343,7 @@ def _properties(ours: Any, theirs: Any, outputs: Collection[str]) -> list[tuple[
     if any(name.startswith("rpn") for name in outputs):
         for what, read in (
             ("the RPN's strides", lambda head: [tuple(s) for s in head.prior_generator.strides]),
-            ("the RPN's anchors", _anchors),
+            ("the RPN's anchors", base_anchors),
             ("class channels of the RPN", lambda head: head.cls_out_channels),
             ("box coding of the RPN", _coding),
         ):
@@ -355,23 +354,11 @@ def _properties(ours: Any, theirs: Any, outputs: Collection[str]) -> list[tuple[
         if {"roi_box", "roi_bins"} & set(outputs):
             found.append(("box coding of the RoI head", *(_coding(head) for head in heads)))
         if "roi_bins" in outputs:
-            found.append(("the bins", *(_support(head) for head in heads)))
+            found.append(("the bins", *(bin_values(head) for head in heads)))
     return found
-
-
-def _anchors(head: Any) -> list[list[list[float]]]:
-    return [[[round(x, 3) for x in box] for box in b.tolist()] for b in _base(head)]
-
-
-def _base(head: Any) -> list[Tensor]:
-    return head.prior_generator.base_anchors
 
 
 def _coding(head: Any) -> str:
     coder = head.bbox_coder
     numbers = [tuple(getattr(coder, key, ())) for key in ("means", "stds")]
     return f"{type(coder).__name__}, means {numbers[0]}, stds {numbers[1]}"
-
-
-def _support(head: Any) -> list[float] | None:
-    return [round(x, 4) for x in head.bins.values.tolist()] if is_binned(head) else None

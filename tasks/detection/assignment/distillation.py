@@ -19,7 +19,7 @@ from mmdet.structures.bbox import get_box_tensor
 from torch import Tensor, nn
 
 from ....core.errors import ConfigError, TeacherError
-from ..positions import level_sizes, strides
+from ..positions import base_anchors, level_sizes, strides
 from .labels import Scheme, check_scheme, is_supported, taught_labels, trainable_anchors
 from .paa import paa_loss
 from .taught import own_assigner, taught_assigner
@@ -113,7 +113,7 @@ class Assignment:
         for what, ours, theirs in (
             ("the number of classes", student.num_classes, head.num_classes),
             ("strides", strides(student), strides(head)),
-            ("anchors (of a level's first location)", _anchors(student), _anchors(head)),
+            ("anchors (of a level's first location)", base_anchors(student), base_anchors(head)),
         ):
             if ours != theirs:
                 raise TeacherError(
@@ -196,13 +196,6 @@ def _levels_must_be(sizes: list[tuple[int, int]], head: nn.Module) -> Iterator[N
         yield
     finally:
         hook.remove()
-
-
-def _anchors(head: Any) -> list[Any]:
-    return [
-        [[round(x, 3) for x in box] for box in level.tolist()]
-        for level in head.prior_generator.base_anchors
-    ]
 
 
 def _learnable(
