@@ -196,6 +196,8 @@ class Distiller(nn.Module):
         }
         # What the adversarial pairs compared in the last batch, without a graph.
         self._played: dict[str, tuple[Tensor, Tensor, dict[str, Any]]] = {}
+        # For losses that do something else in each stage.
+        self._stage: str | None = None
         self.is_set_up = False
 
     # -- what it needs -------------------------------------------------------------------------
@@ -227,7 +229,7 @@ class Distiller(nn.Module):
 
     def _adapts(self, pair: Pair) -> bool:
         """Whether the two sides go through an adapter before they are compared."""
-        if len(members(pair.student)) > 1:
+        if len(members(pair.student)) > 1 or getattr(self.losses[pair.name], "as_is", False):
             return False
         return not pair.is_output or output_name(pair.student) in self._adapted
 
@@ -255,7 +257,12 @@ class Distiller(nn.Module):
                 f"Pair {pair.name!r}: {loss} compares with the ground truth, which only outputs "
                 f"('{OUTPUTS}NAME') have; {pair.student!r} is a tap."
             )
-        if pair.is_output and not self._adapts(pair) and pair.adapter not in ("auto", "none"):
+        if not self._adapts(pair) and pair.adapter not in ("auto", "none"):
+            if not pair.is_output:
+                raise ConfigError(
+                    f"Pair {pair.student!r} has adapter={pair.adapter!r}, but {loss} compares what "
+                    "it is given as it is. Leave it out."
+                )
             raise ConfigError(
                 f"Pair {pair.student!r} has adapter={pair.adapter!r}, but outputs are compared as "
                 f"they are; adapters go with taps{self._adapted_listing()}."
@@ -356,9 +363,11 @@ class Distiller(nn.Module):
         """
         found: dict[str, Term] = {}
         self._played = {}
+        stage = self.recipe.stage(progress)
+        self._stage = None if stage is None else stage.name
         for pair, factor in zip(self.recipe.pairs, self.recipe.factors(progress), strict=True):
             if factor == 0.0:
-                touch = [p.sum() * 0.0 for p in self._parameters_of(pair)]
+                touch = [p.sum() * 0.0 for p in self.parameters_of(pair)]
                 zero = torch.stack(touch).sum() if touch else torch.zeros((), device=self._device)
                 found[pair.name] = Term(zero.detach(), zero)
                 continue
@@ -437,6 +446,8 @@ class Distiller(nn.Module):
             extra["total"] = pair.avg_factor
         if "image" in takes:
             extra["image"] = context.images
+        if "stage" in takes:
+            extra["stage"] = self._stage
         if self._is_adversarial(pair):
             self._played[pair.name] = (student.detach(), teacher.detach(), extra)
         return self._loss_of(pair, index)(student, teacher, **extra)
@@ -493,6 +504,8 @@ class Distiller(nn.Module):
                 extra["target"] = self._target(pair, context)
             if pair.avg_factor is not None:
                 extra["total"] = pair.avg_factor
+            if "stage" in self._forward_args[pair.name]:
+                extra["stage"] = self._stage
             values.append(self._loss_of(pair, index)(s, t, **extra))
         return values
 
@@ -580,12 +593,22 @@ class Distiller(nn.Module):
             return list(zip(student[0], teacher[0], strict=True))
         return list(zip(zip(*student, strict=True), zip(*teacher, strict=True), strict=True))
 
-    def _parameters_of(self, pair: Pair) -> list[nn.Parameter]:
+    def parameters_of(self, pair: Pair) -> list[nn.Parameter]:
+        """What is trained with the student for one pair's sake: its adapters, and its loss."""
         modules = [] if self._is_adversarial(pair) else [self.losses[pair.name]]
         for further in (self.further_losses, self.adapters):
             if pair.name in further:
                 modules.append(further[pair.name])
         return [p for module in modules for p in module.parameters() if p.requires_grad]
+
+    def still(self, pair: Pair, stage: str | None) -> list[nn.Parameter]:
+        """What a pair's loss does not train in a stage, though the pair is on."""
+        further = list(self.further_losses[pair.name]) if pair.name in self.further_losses else []
+        found = []
+        for loss in (self.losses[pair.name], *further):  # type: ignore[misc]
+            if (still := getattr(loss, "still", None)) is not None:
+                found += still(stage)
+        return found
 
     # -- before the first step -----------------------------------------------------------------
 
@@ -625,7 +648,10 @@ class Distiller(nn.Module):
                     wanted = name in self._whole or any(p.is_output for p in pairs)
                     tapped_only = bool(pairs) and not wanted
                     self._stop_after[name] = asked.counts() if tapped_only else None
-                    for pair in filter(self._adapts, pairs):
+                    for pair in pairs:
+                        fits = hasattr(self.losses[pair.name], "fit")
+                        if not (self._adapts(pair) or fits):
+                            continue
                         examples = self._examples(pair, (seen, output), (asked, answer))
                         _check_shares(pair, len(examples))
                         if self._adapts(pair):
@@ -635,6 +661,7 @@ class Distiller(nn.Module):
                             self.further_losses[pair.name] = nn.ModuleList(
                                 copy.deepcopy(first) for _ in examples[1:]
                             )
+                        self._fit_losses(pair, examples)
         finally:
             torch.random.set_rng_state(cpu)
         # Of the parameters' precision, not the tensors': those may come from an autocast.
@@ -643,6 +670,21 @@ class Distiller(nn.Module):
         for losses in (self.losses, self.further_losses):
             losses.to(self._device)
         self.is_set_up = True
+
+    def _fit_losses(self, pair: Pair, examples: Sequence[tuple[Any, Any]]) -> None:
+        """Let losses that learn something take their shapes from what they will compare."""
+        for index, (student, teacher) in enumerate(examples):
+            fit = getattr(self._loss_of(pair, index), "fit", None)
+            if fit is None:
+                continue
+            if pair.name in self.adapters:
+                student, teacher = list(self.adapters[pair.name].children())[index](
+                    student, teacher
+                )
+            try:
+                fit(student, teacher)
+            except ShapeError as error:
+                raise ShapeError(f"Pair {pair.name!r} ({pair.student!r}): {error}") from error
 
     def _learns_each(self, pair: Pair) -> bool:
         """Whether the pair's loss learns something of each tensor that it compares."""

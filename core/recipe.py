@@ -30,6 +30,7 @@ from torch import nn
 from . import losses as _losses
 from .adapters import ADAPTERS
 from .errors import ConfigError, did_you_mean
+from .plateau import Plateau
 from .taps import Tap
 
 __all__ = [
@@ -74,10 +75,12 @@ class Progress:
     Args:
         step: Optimizer steps done so far.
         epoch: Epochs done so far; a fraction inside an epoch where its length is known.
+        ended: Where stages ended earlier than they had to, in the recipe's unit, by name.
     """
 
     step: int = 0
     epoch: float = 0.0
+    ended: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,11 +92,25 @@ class Stage:
         until: Where it ends, in the recipe's unit; ``None`` is the end of training.
         task_weight: Weight of the student's own losses in this stage (0 trains on the
             distillation terms alone, as a hint or FSP stage does).
+        train: Modules of the student that are trained in it, by name or glob; ``None`` is all of
+            them, an empty list none (a stage that trains only what losses learn themselves).
+        freeze: Modules that are not; taken off from ``train``. See :mod:`.stages`.
+        plateau: Ends the stage earlier: ``dict(patience=3)`` when the mean of ``monitor`` over an
+            epoch (a figure of the training log; ``"loss"`` by default) has not fallen by the share
+            ``min_delta`` (1e-3) of its best for that many epochs. See :class:`.stages.Plateau`.
     """
 
     name: str
     until: float | None = None
     task_weight: float = 1.0
+    train: Sequence[str] | None = None
+    freeze: Sequence[str] = ()
+    plateau: Mapping[str, Any] | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether some part of the student is not trained in it."""
+        return self.train is not None or bool(self.freeze)
 
 
 @dataclass(frozen=True)
@@ -120,6 +137,8 @@ class Pair:
         start: Active from here, in the recipe's unit.
         stop: Active until here; ``None`` is the end.
         warmup: The weight rises linearly from 0 over this long after ``start``.
+        final_weight: The weight goes linearly from ``weight``, at ``start``, to this, at ``stop``
+            (FitNets' second stage: from 4 to 1).
         stage: Active in this stage only.
         options: Arguments of the loss (in a config: every other key of the line).
     """
@@ -136,6 +155,7 @@ class Pair:
     start: float = 0.0
     stop: float | None = None
     warmup: float = 0.0
+    final_weight: float | None = None
     stage: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -204,7 +224,11 @@ class Pair:
             return 0.0
         ramp = 1.0 if self.warmup == 0 else min(1.0, (now - self.start) / self.warmup)
         if isinstance(self.weight, (int, float)):
-            return self.weight * ramp
+            weight = self.weight
+            if self.final_weight is not None and self.stop is not None:
+                gone = (now - self.start) / (self.stop - self.start)
+                weight += (self.final_weight - weight) * gone
+            return weight * ramp
         return ramp if any(self.weight) else 0.0
 
 
@@ -308,7 +332,8 @@ class Recipe:
         """The stage that training is in; the last one holds on after its end."""
         now = self.now(progress)
         for stage in self.stages:
-            if stage.until is None or now < stage.until:
+            ends = [stage.until, progress.ended.get(stage.name)]
+            if all(end is None or now < end for end in ends):
                 return stage
         return self.stages[-1] if self.stages else None
 
@@ -379,6 +404,20 @@ def _check_stages(stages: Sequence[Stage]) -> None:
         _check_number(f"task_weight of stage {stage.name!r}", stage.task_weight)
         if stage.until is not None:
             _check_number(f"until of stage {stage.name!r}", stage.until)
+        for key in ("train", "freeze"):
+            globs = getattr(stage, key)
+            listed = isinstance(globs, (list, tuple)) and all(isinstance(g, str) for g in globs)
+            if globs is not None and not listed:
+                raise ConfigError(
+                    f"{key} of stage {stage.name!r} is {globs!r}; expected a list of module names."
+                )
+        if stage.plateau is not None:
+            Plateau.from_config(stage.name, stage.plateau)
+    if stages and stages[-1].plateau is not None:
+        raise ConfigError(
+            f"Stage {stages[-1].name!r} is the last one and has a plateau, after which nothing "
+            "would come. Leave it out there."
+        )
     ends = [stage.until for stage in stages]
     last: float = 0.0
     for index, end in enumerate(ends):
@@ -435,10 +474,15 @@ def _check_pair(pair: Pair) -> None:
         )
     for value in weights:
         _check_number(f"weight of pair {ours!r}", value)
-    for key in ("start", "warmup", "stop", "avg_factor"):
+    for key in ("start", "warmup", "stop", "avg_factor", "final_weight"):
         value = getattr(pair, key)
-        if not (key in ("stop", "avg_factor") and value is None):
+        if not (key in ("stop", "avg_factor", "final_weight") and value is None):
             _check_number(f"{key} of pair {ours!r}", value)
+    if pair.final_weight is not None and (pair.stop is None or isinstance(pair.weight, tuple)):
+        raise ConfigError(
+            f"Pair {ours!r} has final_weight={pair.final_weight}, which is reached at its 'stop' "
+            "from one weight; give it a stop, and a number as its weight."
+        )
     if pair.avg_factor == 0:
         raise ConfigError(f"avg_factor of pair {ours!r} is 0; expected a number to divide by.")
     if pair.stop is not None and pair.stop <= pair.start:

@@ -6,6 +6,7 @@ A *tap* is written as one string::
     neck[0]   neck[1:3]     the first tensor; the second and third
     neck[0,2,-1]            these, in this order
     head.conv@input         what went into the module instead of what came out
+    head.conv@weight        the module's own weight, whatever it was called with
     backbone.layer*         a glob over one name; ``**`` crosses dots
 
 A head that is shared over pyramid levels is called once a level: all calls are kept, in order.
@@ -26,6 +27,7 @@ from .errors import TapError, did_you_mean
 
 __all__ = ["Captured", "Tap", "Taps", "flatten_tensors"]
 
+_SIDES = ("output", "input", "weight")
 _SPEC = re.compile(r"^(?P<path>[^@\[\]]+)(?:@(?P<side>\w+))?(?:\[(?P<select>[-\d:,]+)\])?$")
 
 
@@ -59,7 +61,7 @@ class Tap:
 
     Args:
         path: Dotted module name or glob.
-        side: ``"output"`` or ``"input"``.
+        side: ``"output"``, ``"input"`` or ``"weight"``.
         select: Which of the flattened tensors; ``None`` is all of them.
     """
 
@@ -81,10 +83,10 @@ class Tap:
             slice(0, 1, None)
         """
         match = _SPEC.match(spec) if isinstance(spec, str) else None
-        if match is None or (match["side"] or "output") not in ("input", "output"):
+        if match is None or (match["side"] or "output") not in _SIDES:
             raise TapError(
-                f"Tap {spec!r} is not of the form 'module.path', 'module.path@input' or "
-                "'module.path[0:2]'."
+                f"Tap {spec!r} is not of the form 'module.path', 'module.path@input', "
+                "'module.path@weight' or 'module.path[0:2]'."
             )
         return cls(match["path"], match["side"] or "output", _parse_select(spec, match["select"]))
 
@@ -109,6 +111,13 @@ class Tap:
                 f"No module of {type(model).__name__} is called {self.path!r}."
                 f"{did_you_mean(self.path, named)} Its top-level modules are: {top or 'none'}."
             )
+        if self.side == "weight":
+            for name, module in found.items():
+                if not isinstance(getattr(module, "weight", None), Tensor):
+                    raise TapError(
+                        f"Module {name!r} ({type(module).__name__}) has no weight to tap; expected "
+                        "a convolution, a linear layer or the like."
+                    )
         return found
 
     def choose(self, tensors: list[Tensor], spec: str) -> list[Tensor]:
@@ -297,7 +306,13 @@ class Taps:
                     raise _StopForward
 
         # Looked up anew each time: SyncBN conversion and the like replace modules.
-        handles = [_register(self._model.get_submodule(k[0]), k, record) for k in self.keys]
+        modules = {key: self._model.get_submodule(key[0]) for key in self.keys}
+        for key, module in modules.items():
+            if key[1] == "weight":  # there without any forward
+                captured._calls[key].append(_Call(module.weight, _versions(module.weight)))
+                missing[key] = 0
+        called = [key for key in modules if key[1] != "weight"]
+        handles = [_register(modules[key], key, record) for key in called]
         try:
             yield captured
         except _StopForward:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from .errors import CheckpointError, ConfigError, TeacherError
 from .taps import Captured, Taps, flatten_tensors
 
-__all__ = ["FrozenTeacher", "file_sha256", "load_weights", "read_checkpoint"]
+__all__ = ["FrozenTeacher", "file_sha256", "load_weights", "read_checkpoint", "state_sha256"]
 
+_BATCHES = "num_batches_tracked"
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -146,6 +147,20 @@ def file_sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def state_sha256(model: nn.Module) -> str:
+    """Return the SHA-256 of a network's weights, for one that comes from no file of its own.
+
+    Example:
+        >>> state_sha256(nn.Identity())[:8]
+        'e3b0c442'
+    """
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def read_checkpoint(path: str | Path, safe_globals: Sequence[Any] = ()) -> Any:
     """Read a checkpoint without letting it run code (``weights_only=True``).
 
@@ -214,7 +229,8 @@ def load_weights(
     """Load a checkpoint's weights into a model, strictly unless told otherwise.
 
     Accepts a bare state dict or one under ``state_dict`` or ``model``; a ``module.`` prefix that
-    data-parallel training left on every name is removed.
+    data-parallel training left on every name is removed. A file of a torch that did not count the
+    batches of batch norms yet may leave those counts out.
 
     Args:
         model: The network to fill.
@@ -252,7 +268,9 @@ def load_weights(
     if names is not None:
         state = names(state)
 
-    missing = [name for name in own if name not in state]
+    # Files from before torch 0.4.1 count no batches, and torch itself does not ask for it.
+    counts = any(name.endswith(_BATCHES) for name in state)
+    missing = [n for n in own if n not in state and (counts or not n.endswith(_BATCHES))]
     unexpected = [name for name in state if name not in own]
     misshapen = [
         f"{name} (model {_shape(own[name])}, file {_shape(state[name])})"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import ConfigError, ShapeError
+from ..errors import ConfigError, DistillError, ShapeError
 from ._autograd import by_hand, with_gradient
 from ._backend import compilable, use_compiled
 from ._maps import (
@@ -384,3 +384,132 @@ def paraphraser_loss(
         difference = reconstruction - feature
         values = difference.square().sum(1) if form == "paper" else difference.abs().mean(1)
         return weighted_mean(values, weight, total)
+
+
+class ParaphrasedFactorTransfer(nn.Module):
+    r"""Factor transfer whole: paraphraser, translator and :func:`factor_transfer` in one line.
+
+    Which of them is trained depends on the stage of a recipe:
+
+    .. math:: L = \begin{cases} \lambda \lVert x - P(x) \rVert^2 & \text{in the stage
+        \texttt{paraphrase}} \\ d(T(s), F(t)) & \text{in every other} \end{cases}
+
+    with the paraphraser P, its encoder F, the translator T and the distance d. Afterwards the
+    paraphraser gets no gradient any more. Without stages, or where none has that name, both are
+    added up in every step; the factor gets no gradient from the student's term then either.
+
+    ::
+
+        distill = dict(
+            stages=[dict(name="paraphrase", until=5, task_weight=0, train=[]), dict(name="transfer")],
+            pairs=[dict(student="layer3", loss="ParaphrasedFactorTransfer", weight=1.0)])
+
+    Args:
+        channels: Channels of the teacher's map and of the student's. None: taken from an example
+            by :meth:`fit`, as a recipe does.
+        rate: See :class:`Paraphraser`.
+        p: See :func:`factor_transfer`.
+        form: Likewise.
+        batch_norm: See :class:`Paraphraser`; of the translator, too.
+        reconstruction: What :func:`paraphraser_loss` is multiplied by, beside the pair's weight.
+        reconstruction_form: See :func:`paraphraser_loss`.
+        paraphrase: Name of the stage that trains the paraphraser.
+
+    Raises:
+        ConfigError: If an option is out of range.
+        ShapeError: If the maps are none.
+        DistillError: When called before its channels are known.
+
+    Reference:
+        Kim, Park, Kwak: Paraphrasing Complex Network, NeurIPS 2018 (arXiv 1802.04977), sections
+        3.1 to 3.3.
+
+    Example:
+        >>> import torch
+        >>> loss = ParaphrasedFactorTransfer((16, 64))
+        >>> student, teacher = torch.randn(2, 16, 4, 4), torch.randn(2, 64, 4, 4)
+        >>> loss(student, teacher, stage="paraphrase").backward()
+        >>> loss.paraphraser.encoder[0].weight.grad.abs().sum().item() > 0
+        True
+        >>> loss.translator.encoder[0].weight.grad.abs().sum().item()
+        0.0
+    """
+
+    any_channels: ClassVar[bool] = True  # the translator is the projection
+    per_tensor: ClassVar[bool] = True
+    per_position: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        channels: tuple[int, int] | None = None,
+        *,
+        rate: float = 0.5,
+        p: int = 1,
+        form: Form = "paper",
+        batch_norm: bool = False,
+        reconstruction: float = 1.0,
+        reconstruction_form: ReconstructionForm = "paper",
+        paraphrase: str = "paraphrase",
+    ) -> None:
+        super().__init__()
+        _check_options(p, form)
+        check_choice("reconstruction_form", reconstruction_form, get_args(ReconstructionForm))
+        if not 0 < rate <= 16:
+            raise ConfigError(f"rate must be above 0 and at most 16, got {rate}.")
+        if not 0 < reconstruction < torch.inf:
+            raise ConfigError(f"reconstruction must be a number above 0, got {reconstruction}.")
+        self.rate, self.p, self.form, self.batch_norm = rate, p, form, batch_norm
+        self.reconstruction = reconstruction
+        self.reconstruction_form: ReconstructionForm = reconstruction_form
+        self.paraphrase = paraphrase
+        self.paraphraser: Paraphraser | None = None
+        self.translator: Translator | None = None
+        if channels is not None:
+            self._make(*channels)
+
+    def fit(self, student: Tensor, teacher: Tensor) -> None:
+        """Take the channels from one pair of maps."""
+        for tensor in (student, teacher):
+            if tensor.ndim != 4:
+                raise ShapeError(f"expected a map (B, C, H, W), got shape {tuple(tensor.shape)}.")
+        self._make(student.shape[1], teacher.shape[1])
+
+    def _make(self, student: int, teacher: int) -> None:
+        self.paraphraser = Paraphraser(teacher, self.rate, batch_norm=self.batch_norm)
+        factors = self.paraphraser.factor_channels
+        self.translator = Translator(student, factors, batch_norm=self.batch_norm)
+
+    def forward(self, student: Tensor, teacher: Tensor, stage: str | None = None) -> Tensor:
+        if self.paraphraser is None or self.translator is None:
+            raise DistillError(
+                "ParaphrasedFactorTransfer has no networks yet: give it the channels, or call fit "
+                "on two maps."
+            )
+        paraphrases, apart = stage == self.paraphrase, stage is not None
+        # Once it is frozen, so are its statistics.
+        self.paraphraser.train(self.training and (paraphrases or not apart))
+        loss = student.new_zeros((), dtype=torch.float32)
+        if paraphrases or not apart:
+            loss = loss + self.reconstruction * paraphraser_loss(
+                self.paraphraser, teacher, form=self.reconstruction_form
+            )
+        if not paraphrases:
+            with torch.no_grad():
+                factor = self.paraphraser(teacher)
+            translated = self.translator(student)
+            loss = loss + factor_transfer(translated, factor, p=self.p, form=self.form)
+        # What is not trained now has a zero gradient all the same: data-parallel training counts
+        # on one.
+        for parameter in self.still(stage):
+            loss = loss + parameter.sum() * 0.0
+        return loss
+
+    def still(self, stage: str | None) -> list[nn.Parameter]:
+        """What is not trained in a stage, which weight decay must not move either."""
+        if stage is None:
+            return []
+        idle = self.translator if stage == self.paraphrase else self.paraphraser
+        return [] if idle is None else list(idle.parameters())
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate}, p={self.p}, form={self.form!r}"

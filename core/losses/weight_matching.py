@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
-from ..errors import ShapeError
+from ..errors import ConfigError, DistillError, ShapeError
 from ._reduction import compute_dtype, full_precision
 
 Shape = tuple[int, ...]
@@ -104,14 +106,16 @@ class WeightMatching(nn.Module):
     """:func:`weight_matching` with trained maps `left` and `right`.
 
     They start as the identity, or, where the numbers of channels differ, with the first ones
-    passed on.
+    passed on. In a recipe it goes with taps on weights, `student="layer1.0.conv1@weight"`.
 
     Args:
-        student: Shape of the student's weight.
-        teacher: Shape of the teacher's weight.
+        student_shape: Shape of the student's weight. None: taken from an example by :meth:`fit`,
+            as a recipe does.
+        teacher_shape: Shape of the teacher's weight.
 
     Raises:
         ShapeError: If no linear maps relate the two.
+        DistillError: When called before its shapes are known.
 
     Example:
         >>> import torch
@@ -122,11 +126,32 @@ class WeightMatching(nn.Module):
         (torch.Size([8, 4]), torch.Size([3, 6]))
     """
 
-    def __init__(self, student: Shape, teacher: Shape) -> None:
+    as_is: ClassVar[bool] = True  # no adapter before it: it has maps of its own
+    per_tensor: ClassVar[bool] = True
+
+    def __init__(
+        self, student_shape: Shape | None = None, teacher_shape: Shape | None = None
+    ) -> None:
         super().__init__()
-        _check(tuple(student), tuple(teacher))
+        self.left: nn.Parameter | None = None
+        self.right: nn.Parameter | None = None
+        if (student_shape is None) != (teacher_shape is None):
+            raise ConfigError("give the shapes of both weights, or of neither.")
+        if student_shape is not None and teacher_shape is not None:
+            self._make(tuple(student_shape), tuple(teacher_shape))
+
+    def fit(self, student: Tensor, teacher: Tensor) -> None:
+        """Take the shapes of the maps from one pair of weights."""
+        self._make(tuple(student.shape), tuple(teacher.shape))
+
+    def _make(self, student: Shape, teacher: Shape) -> None:
+        _check(student, teacher)
         self.left = nn.Parameter(torch.eye(teacher[0], student[0]))
         self.right = nn.Parameter(torch.eye(student[1], teacher[1]))
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        if self.left is None:
+            raise DistillError(
+                "WeightMatching has no maps yet: give it the shapes, or call fit on two weights."
+            )
         return weight_matching(student, teacher, left=self.left, right=self.right)

@@ -178,8 +178,10 @@ class DistillationCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Hold the layers that are not in turn."""
+        """Hold the layers that are not in turn, and what the stage does not train."""
         plan = self.distillation
+        if plan is not None:
+            plan.holding.drop_gradients()
         if plan is not None and plan.progressive is not None:
             plan.progressive.before_step(kwargs["optimizer"], plan.partner_parameters)
 

@@ -38,7 +38,17 @@ from .layers import layer_map
 from .output import MODEL
 from .settings import BASE, merge, read_settings
 
-__all__ = ["NlpConfig", "NlpDemo", "NlpTask", "Sst2Table", "shortened", "training_length"]
+__all__ = [
+    "NlpConfig",
+    "NlpDemo",
+    "NlpTask",
+    "Sst2Table",
+    "evaluation_command",
+    "flags",
+    "shortened",
+    "training_length",
+    "training_run",
+]
 
 DATA_VARIABLE = "TASKDISTILL_DATA"
 
@@ -162,32 +172,15 @@ class NlpTask(DemoTask[NlpConfig]):
         Raises:
             ConfigError: The config cannot be trained as asked.
         """
-        changes: dict[str, Any] = {"seed": seed}
-        if options.epochs is not None:
-            changes |= shortened(cfg, options.epochs)
-        work_dir = options.work_dir / name
-        checkpoint = work_dir / MODEL / _WEIGHTS
-        start = (sys.executable, str(options.root / "tools" / "train_nlp.py"))
-        start += ("--config", str(cfg.path), "--disable_tqdm", "true")
-        return Job(
+        return training_run(
+            cfg=cfg,
             name=name,
-            command=(
-                *start,
-                *("--output_dir", str(work_dir), "--resume"),
-                *_flags(merge(changes, links)),
-            ),
-            work_dir=work_dir,
-            length=options.epochs or training_length(cfg),
-            checkpoint=checkpoint,
+            work_dir=options.work_dir / name,
+            seed=seed,
+            root=options.root,
             metric=metric or self.metrics[0].key,
-            signature=fingerprint(
-                {k: v for k, v in merge(cfg.settings, changes).items() if k not in _SILENT}
-            ),
-            evaluate=(
-                *start,
-                *("--output_dir", str(work_dir / EVALUATION_DIR / "evaluation")),
-                *("--eval_only", str(checkpoint.parent)),
-            ),
+            epochs=options.epochs,
+            links=links,
         )
 
     # -- data and models --------------------------------------------------------------------------
@@ -430,6 +423,86 @@ class Sst2Table(NlpTask):
         return super().load_configs(folder)
 
 
+def training_run(
+    cfg: NlpConfig,
+    name: str,
+    work_dir: Path,
+    seed: int,
+    root: Path,
+    metric: str = "",
+    epochs: int | None = None,
+    links: Mapping[str, Any] | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> Job:
+    """Return one run of ``tools/train_nlp.py``.
+
+    Args:
+        cfg: What is trained, with the keys in ``given`` merged in.
+        name: Name of the run.
+        work_dir: Its folder.
+        seed: Its seed.
+        root: Folder that holds ``tools``.
+        metric: Validation figure to show; empty for any.
+        epochs: Epochs instead of the config's own; its schedules are scaled along.
+        links: Keys that name what other runs leave; no part of the signature.
+        given: Further keys, which are changed on the command line.
+
+    Raises:
+        ConfigError: The config cannot be trained as asked.
+    """
+    given = given or {}
+    changes: dict[str, Any] = {"seed": seed}
+    if epochs is not None:
+        changes |= shortened(cfg, epochs)
+    checkpoint = work_dir / MODEL / _WEIGHTS
+    decisive = merge(cfg.settings, changes)
+    told = merge(merge(given, changes), links or {})
+    return Job(
+        name=name,
+        command=(
+            *_start(cfg.path, root),
+            *("--output_dir", str(work_dir), "--resume"),
+            *flags(told),
+        ),
+        work_dir=work_dir,
+        length=epochs or training_length(cfg),
+        checkpoint=checkpoint,
+        metric=metric,
+        signature=fingerprint({k: v for k, v in decisive.items() if k not in _SILENT}),
+        evaluate=evaluation_command(
+            cfg.path, checkpoint.parent, work_dir / EVALUATION_DIR, root, given
+        ),
+    )
+
+
+def evaluation_command(
+    config: Path,
+    model: Path,
+    work_dir: Path,
+    root: Path,
+    given: Mapping[str, Any] | None = None,
+) -> tuple[str, ...]:
+    """Return the command line of ``tools/train_nlp.py`` that validates a trained model.
+
+    Args:
+        config: Path of the config whose data it is validated on.
+        model: Folder of the model.
+        work_dir: The figures go into a folder in it.
+        root: Folder that holds ``tools``.
+        given: Keys that are changed on the command line.
+    """
+    return (
+        *_start(config, root),
+        *("--output_dir", str(work_dir / "evaluation"), "--eval_only", str(model)),
+        *flags(given or {}),
+    )
+
+
+def _start(config: Path, root: Path) -> tuple[str, ...]:
+    tool = str(root / "tools" / "train_nlp.py")
+    return (sys.executable, tool, "--config", str(config), "--disable_tqdm", "true")
+
+
 def check_sst2(files: Sequence[str]) -> None:
     """See that the folder of SST-2 is there.
 
@@ -460,7 +533,7 @@ def training_length(cfg: NlpConfig) -> int:
     epochs = training.num_train_epochs
     if training.max_steps > 0 or epochs != int(epochs) or training.eval_strategy != "epoch":
         raise ConfigError(
-            f"{cfg.path}: a demo's run is a whole number of epochs, each validated; found "
+            f"{cfg.path}: a run that is compared is whole epochs, each validated; found "
             f"num_train_epochs={epochs}, max_steps={training.max_steps}, "
             f"eval_strategy={training.eval_strategy}. Leave out max_steps and eval_strategy."
         )
@@ -527,11 +600,17 @@ def _scaled(line: Mapping[str, Any], keys: Sequence[str], scale: float) -> dict[
     return {k: v * scale if k in keys and v is not None else v for k, v in line.items()}
 
 
-def _flags(changes: Mapping[str, Any]) -> list[str]:
-    flags = []
+def flags(changes: Mapping[str, Any]) -> list[str]:
+    """Return keys of a config as flags of ``tools/train_nlp.py``.
+
+    Example:
+        >>> flags({"seed": 1, "distill": {"task_weight": 0.5}})
+        ['--seed', '1', '--distill', '{"task_weight": 0.5}']
+    """
+    found = []
     for key, value in changes.items():
-        flags += [f"--{key}", json.dumps(value) if isinstance(value, Mapping) else str(value)]
-    return flags
+        found += [f"--{key}", json.dumps(value) if isinstance(value, Mapping) else str(value)]
+    return found
 
 
 def _said(model: nn.Module, batch: Mapping[str, Tensor]) -> int:

@@ -16,6 +16,7 @@ from ...core.distiller import Context, Distiller, Outputs, Region, Term
 from ...core.errors import CheckpointError, ConfigError
 from ...core.modes import evaluating
 from ...core.recipe import Pair, Progress, members, output_name
+from ...core.stages import Holding
 from ...core.taps import Captured
 from ...core.teacher import FrozenTeacher, read_checkpoint
 from .models.ib_bert import copy_embeddings_and_head
@@ -128,6 +129,7 @@ class Distillation:
                 if self.plan.layer_stages is not None
                 else None
             )
+            self.holding = Holding(self.distiller)
             self._try(example, seed)
         self.fingerprints = {name: fingerprint(model) for name, model in models.items()}
 

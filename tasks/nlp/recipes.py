@@ -103,6 +103,11 @@ def make_plan(
         raise ConfigError(f"task_weight={weight!r} is no finite number >= 0.")
     pairs = [_expand(line, student, teachers) for line in draft.pairs]
     recipe = Recipe.from_config(pairs, draft.unit, draft.stages)
+    if watched := [stage.name for stage in recipe.stages if stage.plateau is not None]:
+        raise ConfigError(
+            f"Stage {watched[0]!r} has a plateau, which is looked for in mmengine's training only. "
+            "Give it an 'until'."
+        )
     return Plan(recipe, float(weight), draft.layer_stages, draft.copy)
 
 

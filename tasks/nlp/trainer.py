@@ -118,12 +118,13 @@ class DistillingTrainer(Trainer):
             # it would be told as many times too large as there are processes.
             return super().compute_loss(model, inputs, return_outputs)
         plan, own = self.distillation, self.distillation.student_inputs(inputs)
+        progress = Progress(self.state.global_step, float(self.state.epoch or 0.0))
+        plan.holding.update(progress)
         with plan.distiller.watch() as seen:
             loss, output = super().compute_loss(
                 model, dict(own), return_outputs=True, num_items_in_batch=num_items_in_batch
             )
         loss = self._per_item(model, own, loss, num_items_in_batch)
-        progress = Progress(self.state.global_step, float(self.state.epoch or 0.0))
         ask = getattr(self, "teacher_inputs", None)  # a user's own trainer may have it
         others = None if ask is None else ask(inputs)
         with self.accelerator.autocast():

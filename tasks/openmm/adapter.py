@@ -18,7 +18,7 @@ from ...core.errors import ConfigError, did_you_mean
 from ...core.recipe import Recipe
 from ...core.taps import Captured
 
-__all__ = ["TASK_ADAPTERS", "TaskAdapter", "adapter_of_scope", "task_of"]
+__all__ = ["TASK_ADAPTERS", "TaskAdapter", "adapter_of_scope", "bare", "task_of"]
 
 # Told where to look, the registry does not search the package by mmengine's naming rules.
 TASK_ADAPTERS = Registry("distillation task adapter", locations=["taskdistill.tasks.openmm"])
@@ -29,6 +29,7 @@ _PACKAGES = {
     "mmdet": "taskdistill.tasks.detection",
     "mmseg": "taskdistill.tasks.segmentation",
     "gan": "taskdistill.tasks.gan",
+    "classification": "taskdistill.tasks.classification",
 }
 
 
@@ -39,7 +40,8 @@ class TaskAdapter(ABC):
         student: The student, as its framework builds it.
         teachers: By name, the teachers whose outputs are compared.
         recipe: What is compared.
-        probe_size: Side in pixels of a zero image that both networks can be tried on.
+        probe_size: Side in pixels of a zero image that both networks can be tried on; or its
+            height and width, where a task's images are not square.
         preprocess: By name, how a teacher's inputs are made from the student's, where they differ.
     """
 
@@ -60,7 +62,7 @@ class TaskAdapter(ABC):
         student: nn.Module,
         teachers: Mapping[str, nn.Module],
         recipe: Recipe = Recipe(()),  # noqa: B008 - frozen
-        probe_size: int = 128,
+        probe_size: Any = 128,
         preprocess: Mapping[str, Any] | None = None,
     ) -> None:
         self.student = student
@@ -93,6 +95,23 @@ class TaskAdapter(ABC):
     def prepare(cls, cfg: Config) -> None:
         """Add to a config, in place, what its training needs, with or without a teacher."""
         return None
+
+    @classmethod
+    def teacher_config(
+        cls, config: Mapping[str, Any], name: str, student: nn.Module
+    ) -> Mapping[str, Any]:
+        """Return a teacher's entry as :func:`.build_teacher` reads it, where a task has shorter ways
+        to write one.
+
+        Args:
+            config: The entry.
+            name: The teacher's.
+            student: Whose teacher it is.
+
+        Raises:
+            ConfigError: If it cannot be meant.
+        """
+        return config
 
     def probe(self) -> Tensor:
         """Return a zero batch that both networks can be tried on."""
@@ -168,6 +187,33 @@ class TaskAdapter(ABC):
         """
         return self.student(inputs, data_samples, mode="loss")
 
+    def untapped_loss(self, inputs: Tensor, data_samples: Any) -> dict[str, Any]:
+        """Further losses of the student's own, from forwards that no tap shall see.
+
+        Called when the taps are off again, before :meth:`context`.
+
+        Args:
+            inputs: The batch, preprocessed.
+            data_samples: Its annotations.
+        """
+        return {}
+
+    def inside(self, inputs: Tensor, data_samples: Any) -> Tensor:
+        """Tell the pictures' own pixels from the padding, which mm puts to the right and below.
+
+        Args:
+            inputs: The batch ``(B, C, H, W)``.
+            data_samples: Its annotations.
+
+        Returns:
+            ``(B, H, W)``, bool.
+        """
+        inside = torch.zeros_like(inputs[:, 0], dtype=torch.bool)
+        for mask, sample in zip(inside, data_samples, strict=True):
+            height, width = sample.metainfo.get("img_shape", mask.shape)[:2]
+            mask[:height, :width] = True
+        return inside
+
     def name_outputs(self, raw: Any) -> Mapping[str, Tensor]:
         """Name what :meth:`forward` gave, for losses that take their shape from an example."""
         return {}
@@ -225,6 +271,11 @@ class TaskAdapter(ABC):
                 )
 
 
+def bare(model: nn.Module) -> nn.Module:
+    """Return the network on which taps are read: a model's ``bare``, where it is a mere holder."""
+    return getattr(model, "bare", model)
+
+
 def task_of(cfg: Config) -> str | None:
     """Return what names the task of a config: its ``task``, or else its ``default_scope``."""
     return cfg.get("task") or cfg.get("default_scope")
@@ -240,7 +291,8 @@ def adapter_of_scope(scope: str) -> type[TaskAdapter]:
     if scope not in _PACKAGES:
         raise ConfigError(
             f"taskdistill has no task for default_scope={scope!r}; it has {sorted(_PACKAGES)}. "
-            "Set default_scope in the config (mm's own configs do), or task='gan'."
+            "Set default_scope in the config (mm's own configs do), or task='gan' or "
+            "task='classification'."
         )
     importlib.import_module(_PACKAGES[scope])
     adapter = TASK_ADAPTERS.get(scope)

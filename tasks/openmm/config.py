@@ -146,10 +146,14 @@ def _add_critic(cfg: Config) -> None:
     cfg.param_scheduler = ConfigDict({STUDENT: theirs, CRITIC: ours})
 
 
+# Classes of data sets that are seeded sample by sample already.
+_SEEDED = ("SeededDataset", "PeerOrders")
+
+
 def seed_data(cfg: Config) -> None:
     """Make the training data of a config, in place, repeat itself sample by sample."""
     loader = cfg.get("train_dataloader")
-    if loader and loader.dataset.get("type") != "SeededDataset":
+    if loader and loader.dataset.get("type") not in _SEEDED:
         loader.dataset = ConfigDict(type="SeededDataset", dataset=loader.dataset)
         loop = cfg.get("train_cfg") or {}
         if loop.get("type") == "IterBasedTrainLoop" or loop.get("by_epoch") is False:

@@ -7,24 +7,48 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import master_only
+from mmengine.device import get_device
+from mmengine.dist import all_reduce, get_world_size, master_only
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 
-from ...core.errors import CheckpointError
+from ...core.errors import CheckpointError, ConfigError, did_you_mean
+from ...core.plateau import Plateau
 from .model import DistilledModel
 from .runner import latest_checkpoint
 from .seeded import SeededDataset
+from .steps import STAGES_ENDED, training_progress
 
 __all__ = ["SIDE_ENTRY", "DistillHook", "RepeatableHook", "SafeCheckpointHook"]
 
 SIDE_ENTRY = "distill"
 """Key of a checkpoint under which everything lies that the deployable student does not need."""
+
+
+_PLATEAU = "distill_plateau_of_"
+
+
+def _mean_over_epoch(runner: Any, monitor: str, stage: str) -> float:
+    """Average a logged figure over the epoch that is over, and over processes."""
+    histories = runner.message_hub.log_scalars
+    name = f"train/{monitor}"
+    if name not in histories:
+        known = [key.removeprefix("train/") for key in histories if key.startswith("train/")]
+        raise ConfigError(
+            f"Stage {stage!r} watches {monitor!r}, which training does not log."
+            f"{did_you_mean(monitor, known)} It logs: {', '.join(sorted(known))}."
+        )
+    mean = torch.tensor(float(histories[name].mean(len(runner.train_dataloader))))
+    if get_world_size() > 1:
+        mean = mean.to(get_device())
+        all_reduce(mean, op="mean")
+    return float(mean)
 
 
 def _distilled(runner: Any) -> DistilledModel:
@@ -83,6 +107,43 @@ class DistillHook(RepeatableHook):
     def before_run(self, runner: Any) -> None:
         """Write the student's own config beside the run's."""
         self._write_student_config(runner)
+
+    def before_train(self, runner: Any) -> None:
+        """See that stages which end at a plateau can be watched.
+
+        Raises:
+            ConfigError: If training counts no epochs, or the recipe counts steps.
+        """
+        super().before_train(runner)
+        recipe = _distilled(runner).distiller.recipe
+        watched = [stage.name for stage in recipe.stages if stage.plateau is not None]
+        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        if watched and not (by_epoch and recipe.unit == "epoch"):
+            raise ConfigError(
+                f"Stage {watched[0]!r} ends at a plateau, which is looked for once an epoch: "
+                "train by epochs (train_cfg.by_epoch=True), with the recipe's unit='epoch'."
+            )
+
+    def after_train_epoch(self, runner: Any) -> None:
+        """End a stage whose monitored figure has come to a plateau."""
+        recipe = _distilled(runner).distiller.recipe
+        # The counter still shows the epoch that is over.
+        now = runner.epoch + 1
+        stage = recipe.stage(replace(training_progress(), step=runner.iter, epoch=runner.epoch))
+        if stage is None or stage.plateau is None:
+            return
+        plateau = Plateau.from_config(stage.name, stage.plateau)
+        hub, key = runner.message_hub, f"{_PLATEAU}{stage.name}"
+        seen = list(hub.get_info(key) or [])
+        seen.append(_mean_over_epoch(runner, plateau.monitor, stage.name))
+        hub.update_info(key, seen)
+        if any([plateau.reached(value) for value in seen]):
+            ended = dict(hub.get_info(STAGES_ENDED) or {})
+            hub.update_info(STAGES_ENDED, {**ended, stage.name: float(now)})
+            runner.logger.info(
+                f"Stage {stage.name!r} ends after epoch {now}: {plateau.monitor} has not fallen "
+                f"for {plateau.patience} epochs (best {plateau.best:.4g})."
+            )
 
     @master_only
     def _write_student_config(self, runner: Any) -> None:

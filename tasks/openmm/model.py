@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ...core.distiller import Distiller, check_finite
 from ...core.errors import ConfigError, NonFiniteLossError, did_you_mean
 from ...core.recipe import Recipe
-from .adapter import adapter_of_scope
+from ...core.stages import Holding
+from .adapter import adapter_of_scope, bare
 from .optim import CRITIC, STUDENT, AlternatingOptimWrapper
 from .steps import average_gradients, gradient_norm, training_progress
 from .teacher import build_teacher
@@ -89,16 +90,20 @@ class DistilledModel(BaseModel):
         module: Any = student if isinstance(student, nn.Module) else MODELS.build(student)
         super().__init__(data_preprocessor=module.data_preprocessor)
         self.student = module
-        configs = _teacher_configs(distill)
-        teachers = {name: build_teacher(cfg, module, name) for name, cfg in configs.items()}
         adapter = adapter_of_scope(scope).of(module)
+        configs = {
+            name: adapter.teacher_config(cfg, name, module)
+            for name, cfg in _teacher_configs(distill).items()
+        }
+        teachers = {name: build_teacher(cfg, module, name) for name, cfg in configs.items()}
+        network = bare(module)
         # A teacher of features alone may have another head.
         compared = {
             name: teachers[name].model
             for name, pairs in recipe.by_teacher(teachers).items()
             if any(pair.is_output or pair.region in adapter.teacher_regions for pair in pairs)
         }
-        size = int(distill.get("probe_size", 128))
+        size = distill.get("probe_size", 128)
         own = {name: t.preprocess for name, t in teachers.items() if t.preprocess is not None}
         self.task = adapter(module, compared, recipe, size, own)
         whole = set(compared)
@@ -108,7 +113,7 @@ class DistilledModel(BaseModel):
         self.task.check_names(recipe.outputs, recipe.regions)
         self.task.check(recipe.outputs, recipe.regions)
         self.distiller = Distiller(
-            module,
+            network,
             teachers,
             recipe,
             outputs=self.task.name_outputs,
@@ -121,6 +126,7 @@ class DistilledModel(BaseModel):
             lambda name: self.task.forward(teachers[name].model),
             self.task.probe(),
         )
+        self.holding = Holding(self.distiller)
         self._init: Mapping[str, Any] = distill.get("init") or {}
         self.task.check_init(self._init, configs)
         if distill.get("critic") and not self.distiller.critic_parameters():
@@ -167,7 +173,7 @@ class DistilledModel(BaseModel):
                 if name not in captured:
                     teacher, extra = self.distiller.teachers[name], {}
                     if teacher.preprocess is not None:
-                        extra["inside"] = _inside(inputs, data_samples)
+                        extra["inside"] = self.task.inside(inputs, data_samples)
                     forward = self.task.teacher_forward(name, teacher.model, seen, data_samples)
                     captured[name], answers[name] = self.distiller.ask(
                         name, inputs, forward=forward, **extra
@@ -175,6 +181,7 @@ class DistilledModel(BaseModel):
                 return answers[name]
 
             losses = self.task.loss(inputs, data_samples, ask)
+        losses.update(self.task.untapped_loss(inputs, data_samples))
         for name in self.distiller.teachers:
             ask(name)
         asked = {name: answers[name] for name in self.task.teachers}
@@ -195,6 +202,7 @@ class DistilledModel(BaseModel):
 
     def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, Tensor]:
         """One step of the student, then of the critics where the recipe has some."""
+        self.holding.update(training_progress())
         if (alternate := getattr(self.student, "alternate", None)) is not None:
             return alternate(self, data, optim_wrapper)
         if not isinstance(optim_wrapper, AlternatingOptimWrapper):
@@ -268,15 +276,6 @@ def _gradient_norms(distiller: Distiller) -> dict[str, Tensor]:
         if _is_adversarial(loss):
             found[f"gradient of critic_{name}"] = gradient_norm(loss.parameters())
     return found
-
-
-def _inside(inputs: Tensor, data_samples: Any) -> Tensor:
-    """Tell the pictures' own pixels from the padding, which mm puts to the right and below."""
-    inside = torch.zeros_like(inputs[:, 0], dtype=torch.bool)
-    for mask, sample in zip(inside, data_samples, strict=True):
-        height, width = sample.metainfo.get("img_shape", mask.shape)[:2]
-        mask[:height, :width] = True
-    return inside
 
 
 def _teacher_configs(distill: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:

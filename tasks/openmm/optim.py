@@ -62,6 +62,7 @@ class DistillOptimWrapperConstructor:
         own = wrapper[wrapper.main] if isinstance(wrapper, TurnOptimWrapper) else wrapper
         if adapters := inner.distiller.partner_parameters():
             own.optimizer.add_param_group({"params": adapters})
+        own.optimizer.register_step_pre_hook(lambda *_: inner.holding.drop_gradients())
         if self.critic is None:
             return wrapper
         settings = dict(self.critic)

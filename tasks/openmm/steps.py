@@ -11,7 +11,17 @@ from torch import Tensor, nn
 
 from ...core.recipe import Progress
 
-__all__ = ["TurnOptimWrapper", "average_gradients", "gradient_norm", "training_progress"]
+__all__ = [
+    "STAGES_ENDED",
+    "TurnOptimWrapper",
+    "average_gradients",
+    "gradient_norm",
+    "training_progress",
+]
+
+
+STAGES_ENDED = "distill_stages_ended"
+"""Key of mmengine's message hub, which checkpoints keep, for :attr:`.Progress.ended`."""
 
 
 def training_progress() -> Progress:
@@ -22,7 +32,7 @@ def training_progress() -> Progress:
     length = hub.get_info("distill_epoch_length")
     if length:
         epoch = step / length
-    return Progress(step, epoch)
+    return Progress(step, epoch, hub.get_info(STAGES_ENDED) or {})
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:

@@ -18,7 +18,8 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from ...core.errors import ConfigError, TeacherError, did_you_mean
-from ...core.teacher import FrozenTeacher, load_weights, read_checkpoint
+from ...core.teacher import FrozenTeacher, load_weights, read_checkpoint, state_sha256
+from .adapter import bare
 from .preprocess import own_images
 
 __all__ = [
@@ -151,26 +152,29 @@ def build_teacher(config: Mapping[str, Any], student: nn.Module, name: str) -> F
     checkpoint = config.get("checkpoint")
     if checkpoint is None and isinstance(path, str) and "::" in path:
         checkpoint = get_config(path if path.endswith(".py") else f"{path}.py", True).model_path
-    if checkpoint is None:
+    # Without one of its own, the teacher's config is read in the student's scope.
+    with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
+        model = MODELS.build(cfg.model)
+    if checkpoint is not None:
+        sha256 = load_weights(
+            model,
+            _local_checkpoint(checkpoint),
+            strict=config.get("strict", True),
+            safe_globals=SAFE_GLOBALS,
+            names=getattr(model, "checkpoint_names", None),
+        )
+    elif getattr(model, "is_trained", False):
+        sha256 = state_sha256(model)
+    else:
         raise ConfigError(
             f"Teacher {name!r} has no 'checkpoint': an untrained teacher teaches nothing. Give the "
             "path of its trained weights."
         )
-    # Without one of its own, the teacher's config is read in the student's scope.
-    with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
-        model = MODELS.build(cfg.model)
-    sha256 = load_weights(
-        model,
-        _local_checkpoint(checkpoint),
-        strict=config.get("strict", True),
-        safe_globals=SAFE_GLOBALS,
-        names=getattr(model, "checkpoint_names", None),
-    )
     return FrozenTeacher(
-        model,
+        bare(model),
         precision=config.get("precision"),
         compile=config.get("compile", False),
         preprocess=own_images(student, model, config.get("scale", 1.0)),
         sha256=sha256,
-        source=str(checkpoint),
+        source=str(checkpoint or path),
     )

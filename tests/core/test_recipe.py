@@ -328,3 +328,68 @@ def test_weights_and_divisors_that_cannot_be_meant(changes: dict[str, Any], said
 
 def test_no_pairs_where_something_else_is_distilled():
     assert Recipe.from_config([], may_be_empty=True).pairs == ()
+
+
+# -- stages that end early, hold parts, and weights that fall -------------------------------------
+
+
+def test_a_stage_that_came_to_a_plateau_is_over_and_the_next_begins():
+    stages = [dict(name="a", until=5, plateau=dict(patience=2)), dict(name="b", until=8)]
+    recipe = Recipe.from_config([line(stage="b")], stages=[*stages, dict(name="c")])
+
+    def names(ended: dict[str, float]) -> str:
+        found = [recipe.stage(Progress(epoch=e, ended=ended)) for e in range(9)]
+        return "".join(stage.name for stage in found if stage is not None)
+
+    assert names({}) == "aaaaabbbc"
+    assert names({"a": 2.0}) == "aabbbbbbc"
+    assert names({"a": 2.0, "b": 3.0}) == "aabcccccc"
+    assert recipe.factors(Progress(epoch=3, ended={"a": 2.0})) == [1.0]
+
+
+def test_what_a_stage_holds():
+    stages = [dict(name="a", until=1, train=[]), dict(name="b", until=2, freeze=["x"])]
+    recipe = Recipe.from_config([line()], stages=[*stages, dict(name="c")])
+    assert [stage.holds for stage in recipe.stages] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (dict(train="layer1"), r"train of stage 'a' is 'layer1'; expected a list of module names"),
+        (dict(freeze=[1]), r"freeze of stage 'a' is \[1\]"),
+        (dict(plateau=3), "plateau of stage 'a' is 3"),
+        (dict(plateau=dict(patience=0)), "patience=0"),
+    ],
+)
+def test_options_of_a_stage_that_cannot_be_meant(change: dict[str, Any], said: str):
+    stages = [dict(name="a", until=1, **change), dict(name="b")]
+    with pytest.raises(ConfigError, match=said):
+        Recipe.from_config([line()], stages=stages)
+
+
+def test_after_the_last_stage_s_plateau_nothing_would_come():
+    with pytest.raises(ConfigError, match="'b' is the last one and has a plateau"):
+        Recipe.from_config(
+            [line()],
+            stages=[dict(name="a", until=1), dict(name="b", plateau=dict(patience=1))],
+        )
+
+
+def test_a_weight_that_falls_linearly_to_its_end():
+    pair = Pair.from_config(line(weight=4.0, final_weight=1.0, start=2, stop=8))
+    assert [pair.factor(t, None) for t in (1, 2, 4, 8)] == [0.0, 4.0, 3.0, 0.0]
+    assert pair.factor(7.999, None) == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (dict(final_weight=1.0), "which is reached at its 'stop'"),
+        (dict(final_weight=1.0, stop=2, weight=[1.0, 2.0]), "which is reached at its 'stop'"),
+        (dict(final_weight=-1.0, stop=2), "final_weight of pair 'neck' is -1.0"),
+    ],
+)
+def test_final_weights_that_cannot_be_meant(change: dict[str, Any], said: str):
+    with pytest.raises(ConfigError, match=said):
+        Pair.from_config(line(**change))

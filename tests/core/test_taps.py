@@ -422,3 +422,32 @@ def test_a_list_of_tensors_in_its_own_order():
     assert [t.shape[1] for t in captured.tensors("*[2,0,-1]")] == [5, 3, 5]
     with pytest.raises(TapError, match="one that is not among them"):
         captured.tensors("*[0,3]")
+
+
+# -- weights ---------------------------------------------------------------------------------------
+
+
+def test_a_weight_is_read_without_its_module_being_called():
+    net = nn.ModuleDict({"conv": nn.Conv2d(2, 3, 1), "other": nn.Linear(4, 4)})
+    with Taps(net, ["conv@weight"]).capture() as captured:
+        net["other"](torch.ones(1, 4))
+    assert captured.tensors("conv@weight") == [net["conv"].weight]
+    assert captured.counts() == {("conv", "weight"): 1}
+
+
+def test_a_weight_is_no_reason_to_end_a_forward_or_to_wait():
+    called: list[str] = []
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    net[1].register_forward_hook(lambda *_: called.append("1"))
+    taps = Taps(net, ["2@weight", "0"])
+    with taps.capture() as captured:
+        net(torch.ones(1, 2))
+    with taps.capture(captured.counts()) as again:
+        net(torch.ones(1, 2))
+    assert called == ["1"]  # the second forward ended after "0"
+    assert again.tensors("2@weight")[0] is net[2].weight
+
+
+def test_a_module_without_a_weight_is_told():
+    with pytest.raises(TapError, match=r"Module '0' \(ReLU\) has no weight to tap"):
+        Taps(nn.Sequential(nn.ReLU()), ["0@weight"])

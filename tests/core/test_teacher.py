@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from taskdistill.core.errors import CheckpointError, ConfigError, TeacherError
-from taskdistill.core.teacher import FrozenTeacher, file_sha256, load_weights, read_checkpoint
+from taskdistill.core.teacher import (
+    FrozenTeacher,
+    file_sha256,
+    load_weights,
+    read_checkpoint,
+    state_sha256,
+)
 
 
 class Net(nn.Module):
@@ -387,3 +393,31 @@ def test_the_hash_is_of_the_file_s_bytes(saved: Path):
     big = saved.with_name("big")
     big.write_bytes(b"x" * (3 << 20))  # more than one block
     assert file_sha256(big) == hashlib.sha256(b"x" * (3 << 20)).hexdigest()
+
+
+def test_a_file_from_before_batches_were_counted(tmp_path: Path):
+    torch.manual_seed(0)
+    trained = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    old = {k: v for k, v in trained.state_dict().items() if not k.endswith("batches_tracked")}
+    torch.save({"state_dict": {f"module.{k}": v for k, v in old.items()}}, tmp_path / "old.th")
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    load_weights(model, tmp_path / "old.th")
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in old.items())
+    # One that counts some of them is short of the others.
+    wider = nn.Sequential(*trained, nn.BatchNorm2d(4))
+    torch.save({**wider.state_dict(), "1.num_batches_tracked": torch.tensor(1)}, tmp_path / "a.th")
+    state = torch.load(tmp_path / "a.th", weights_only=True)
+    state.pop("2.num_batches_tracked")
+    torch.save(state, tmp_path / "short.th")
+    with pytest.raises(CheckpointError, match="missing .*2.num_batches_tracked"):
+        load_weights(wider, tmp_path / "short.th")
+
+
+def test_the_hash_of_weights_is_of_names_shapes_and_values():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    first = state_sha256(net)
+    assert first == state_sha256(copy.deepcopy(net)) and len(first) == 64
+    with torch.no_grad():
+        net[0].weight[0, 0] += 1e-6
+    assert state_sha256(net) != first

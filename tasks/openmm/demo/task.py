@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,15 @@ from ...common.demo.jobs import EVALUATION_DIR, Job, fingerprint
 from ...common.demo.task import run_name
 from ..config import load_config, plain_config
 
-__all__ = ["MmTask", "option_text", "shortened", "signature", "training_length"]
+__all__ = [
+    "MmTask",
+    "evaluation_command",
+    "option_text",
+    "shortened",
+    "signature",
+    "training_length",
+    "training_run",
+]
 
 
 class MmTask(DemoTask[Config]):
@@ -45,10 +53,6 @@ class MmTask(DemoTask[Config]):
         teacher: Job | None,
     ) -> Job:
         """See the base class."""
-        cfg, tools = configs[role], options.root / "tools"
-        changes: dict[str, Any] = {"randomness.seed": seed}
-        if options.epochs is not None:
-            changes |= shortened(cfg, options.epochs)
         links = {}
         if teacher is not None:
             # Both in full: the paths in the config hold for one folder to start from.
@@ -56,34 +60,89 @@ class MmTask(DemoTask[Config]):
                 "distill.teacher.config": str(configs[TEACHER].filename),
                 "distill.teacher.checkpoint": str(teacher.checkpoint),
             }
-        length = options.epochs or training_length(cfg)
-        by_epoch = "max_epochs" in cfg.train_cfg
         name = run_name(role, seed)
-        work_dir = options.work_dir / name
-        checkpoint = work_dir / f"{'epoch' if by_epoch else 'iter'}_{length}.pth"
-        arguments = [option_text(key, value) for key, value in (changes | links).items()]
-        return Job(
+        return training_run(
+            cfg=configs[role],
             name=name,
-            command=(
-                sys.executable,
-                str(tools / "train.py"),
-                str(cfg.filename),
-                *("--work-dir", str(work_dir), "--resume", "--cfg-options", *arguments),
-            ),
-            work_dir=work_dir,
-            length=length,
-            checkpoint=checkpoint,
+            work_dir=options.work_dir / name,
+            seed=seed,
+            root=options.root,
             metric=self.metrics[0].key,
-            signature=signature(cfg, changes),
-            evaluate=(
-                sys.executable,
-                str(tools / "test.py"),
-                str(cfg.filename),
-                str(checkpoint),
-                *("--work-dir", str(work_dir / EVALUATION_DIR)),
-            ),
-            unit="epoch" if by_epoch else "iteration",
+            epochs=options.epochs,
+            links=links,
         )
+
+
+def training_run(
+    cfg: Config,
+    name: str,
+    work_dir: Path,
+    seed: int,
+    root: Path,
+    metric: str = "",
+    epochs: int | None = None,
+    links: Mapping[str, Any] | None = None,
+    given: Sequence[str] = (),
+) -> Job:
+    """Return one run of ``tools/train.py``.
+
+    Args:
+        cfg: What is trained, with the options in ``given`` merged in.
+        name: Name of the run.
+        work_dir: Its folder.
+        seed: Its seed.
+        root: Folder that holds ``tools``.
+        metric: Validation figure to show; empty for any.
+        epochs: Epochs instead of the config's own; its schedule is scaled along.
+        links: Options that name what other runs leave; no part of the signature.
+        given: Further options, as written after ``--cfg-options``.
+
+    Raises:
+        ConfigError: The config cannot be trained as asked.
+    """
+    changes: dict[str, Any] = {"randomness.seed": seed}
+    if epochs is not None:
+        changes |= shortened(cfg, epochs)
+    length = epochs or training_length(cfg)
+    by_epoch = "max_epochs" in cfg.train_cfg
+    checkpoint = work_dir / f"{'epoch' if by_epoch else 'iter'}_{length}.pth"
+    changed = {**changes, **(links or {})}
+    arguments = [*given, *(option_text(key, value) for key, value in changed.items())]
+    return Job(
+        name=name,
+        command=(
+            sys.executable,
+            str(root / "tools" / "train.py"),
+            str(cfg.filename),
+            *("--work-dir", str(work_dir), "--resume", "--cfg-options", *arguments),
+        ),
+        work_dir=work_dir,
+        length=length,
+        checkpoint=checkpoint,
+        metric=metric,
+        signature=signature(cfg, changes),
+        evaluate=evaluation_command(
+            str(cfg.filename), checkpoint, work_dir / EVALUATION_DIR, root, given
+        ),
+        unit="epoch" if by_epoch else "iteration",
+    )
+
+
+def evaluation_command(
+    config: str, checkpoint: Path, work_dir: Path, root: Path, given: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """Return the command line of ``tools/test.py`` that validates a checkpoint.
+
+    Args:
+        config: Path of its config.
+        checkpoint: The file.
+        work_dir: Where the figures go.
+        root: Folder that holds ``tools``.
+        given: Options, as written after ``--cfg-options``.
+    """
+    options = ("--cfg-options", *given) if given else ()
+    command = (sys.executable, str(root / "tools" / "test.py"), config, str(checkpoint))
+    return (*command, "--work-dir", str(work_dir), *options)
 
 
 def training_length(cfg: Config) -> int:

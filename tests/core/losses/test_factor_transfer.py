@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from taskdistill.core.errors import ConfigError, DistillError, ShapeError
 from taskdistill.core.losses import (
     FactorTransfer,
+    ParaphrasedFactorTransfer,
     Paraphraser,
     Translator,
     backend,
@@ -261,3 +262,70 @@ def test_both_stages_bring_the_student_to_the_teacher():
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.9 * first
+
+
+# -- both stages in one loss -----------------------------------------------------------------------
+
+
+def whole(**options: object) -> tuple[ParaphrasedFactorTransfer, Tensor, Tensor]:
+    torch.manual_seed(0)
+    loss = ParaphrasedFactorTransfer((3, 6), **options)  # type: ignore[arg-type]
+    return loss, torch.randn(4, 3, 5, 5, requires_grad=True), torch.randn(4, 6, 5, 5)
+
+
+def test_in_the_first_stage_it_is_the_paraphraser_s_loss_and_leaves_the_student_alone():
+    loss, student, teacher = whole(reconstruction=2.0, reconstruction_form="code")
+    assert loss.paraphraser is not None
+    value = loss(student, teacher, stage="paraphrase")
+    expected = 2.0 * paraphraser_loss(loss.paraphraser, teacher, form="code")
+    torch.testing.assert_close(value, expected)
+    value.backward()
+    assert student.grad is None
+    assert all(p.grad.abs().sum() > 0 for p in loss.paraphraser.parameters())  # type: ignore
+    assert set(loss.still("paraphrase")) == set(loss.translator.parameters())  # type: ignore
+
+
+def test_in_any_other_stage_the_paraphraser_is_frozen():
+    loss, student, teacher = whole(batch_norm=True, form="code")
+    assert loss.paraphraser is not None and loss.translator is not None
+    statistics = loss.paraphraser.encoder[1].running_mean.clone()  # type: ignore[union-attr]
+    value = loss(student, teacher, stage="transfer")
+    factor = loss.paraphraser.eval()(teacher).detach()
+    torch.testing.assert_close(
+        value, factor_transfer(loss.translator(student), factor, form="code")
+    )
+    value.backward()
+    assert student.grad is not None and student.grad.abs().sum() > 0
+    # Data-parallel training counts on a gradient of all; here it is zero.
+    assert all(float(p.grad.abs().sum()) == 0 for p in loss.paraphraser.parameters())  # type: ignore
+    assert torch.equal(loss.paraphraser.encoder[1].running_mean, statistics)  # type: ignore
+    assert set(loss.still("transfer")) == set(loss.paraphraser.parameters())
+    # Called "paraphrase" or not: the name is an option.
+    assert set(whole(paraphrase="first")[0].still("first")) != set(loss.still("first"))
+
+
+def test_without_stages_both_are_trained_at_once_and_the_factor_is_no_student_s():
+    loss, student, teacher = whole()
+    assert loss.paraphraser is not None
+    value = loss(student, teacher)
+    value.backward()
+    together = [p.grad.clone() for p in loss.paraphraser.parameters()]  # type: ignore[union-attr]
+    loss.zero_grad()
+    paraphraser_loss(loss.paraphraser, teacher).backward()
+    for ours, alone in zip(together, loss.paraphraser.parameters(), strict=True):
+        torch.testing.assert_close(ours, alone.grad)
+    assert loss.still(None) == []
+
+
+def test_the_whole_takes_its_channels_from_an_example():
+    loss = ParaphrasedFactorTransfer(rate=0.5)
+    with pytest.raises(DistillError, match="has no networks yet"):
+        loss(torch.ones(1, 3, 2, 2), torch.ones(1, 8, 2, 2))
+    loss.fit(torch.ones(1, 3, 2, 2), torch.ones(1, 8, 2, 2))
+    assert loss.paraphraser is not None and loss.paraphraser.factor_channels == 4
+    with pytest.raises(ShapeError, match="expected a map"):
+        loss.fit(torch.ones(1, 3), torch.ones(1, 8))
+    with pytest.raises(ConfigError, match="rate must be above 0"):
+        ParaphrasedFactorTransfer(rate=0)
+    with pytest.raises(ConfigError, match="reconstruction must be a number above 0"):
+        ParaphrasedFactorTransfer(reconstruction=0)

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from taskdistill.core.errors import ShapeError
+from taskdistill.core.distiller import Distiller
+from taskdistill.core.errors import ConfigError, DistillError, ShapeError
 from taskdistill.core.losses import WeightMatching, weight_matching
 
 
@@ -89,3 +90,41 @@ def test_what_does_not_fit(
 def test_the_module_refuses_at_once():
     with pytest.raises(ShapeError, match="kernels of one size"):
         WeightMatching((3, 2, 3, 3), (3, 2, 5, 5))
+
+
+def test_in_a_recipe_it_takes_its_shapes_from_the_weights():
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    teacher = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3))
+    line = dict(student="*@weight", loss="WeightMatching")
+    distiller = Distiller(student, teacher, [line])
+    images = torch.randn(2, 3, 8, 8)
+    distiller.setup(student, lambda name: teacher, images)
+    _, terms = distiller(images)
+    (term,) = terms.values()
+    values = []
+    for ours, theirs in zip(student, teacher, strict=True):
+        padded = torch.zeros_like(theirs.weight)
+        kept = min(ours.weight.shape[1], theirs.weight.shape[1])
+        padded[: len(ours.weight), :kept] = ours.weight[:, :kept].detach()
+        values.append(weight_matching(padded, theirs.weight))
+    torch.testing.assert_close(term.raw, torch.stack(values).mean())
+    term.weighted.backward()
+    assert student[1].weight.grad is not None
+    # Two layers, two maps each, which are trained beside the student.
+    assert len(distiller.partner_parameters()) == 4
+    assert all(p.grad is not None for p in distiller.partner_parameters())
+
+
+def test_in_a_recipe_no_adapter_may_stand_before_it():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3))
+    line = dict(student="0@weight", loss="WeightMatching", adapter="conv1x1")
+    with pytest.raises(ConfigError, match="WeightMatching compares what it is given as it is"):
+        Distiller(net, nn.Sequential(nn.Conv2d(3, 4, 3)), [line])
+
+
+def test_without_shapes_it_cannot_be_called():
+    with pytest.raises(DistillError, match="has no maps yet"):
+        WeightMatching()(normal(3, 2), normal(3, 2))
+    with pytest.raises(ConfigError, match="both weights, or of neither"):
+        WeightMatching((3, 2))
