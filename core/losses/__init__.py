@@ -38,11 +38,16 @@ from .attention_qk import AttentionQK, attention_qk
 from .attention_transfer import AttentionTransfer, attention_transfer
 from .bounded_regression import BoundedRegression, bounded_regression
 from .channel_wise_distillation import ChannelWiseDistillation, channel_wise_distillation
+from .confidence_weighted_cross_entropy import (
+    ConfidenceWeightedCrossEntropy,
+    confidence_weighted_cross_entropy,
+)
 from .cross_entropy_kl_div import CrossEntropyKLDivergence, cross_entropy_kl_div
 from .decoupled_kd import DecoupledKD, decoupled_kd
 from .dist import DIST, dist
 from .factor_transfer import (
     FactorTransfer,
+    ParaphrasedFactorTransfer,
     Paraphraser,
     Translator,
     factor_transfer,
@@ -74,6 +79,7 @@ from .logit_standardisation import (
 from .neuron_selectivity import NeuronSelectivity, neuron_selectivity
 from .pair_wise import PairWise, pair_wise
 from .pearson_distance import PearsonDistance, pearson_distance
+from .permuted_dark_knowledge import PermutedDarkKnowledge, permuted_dark_knowledge
 from .pixel_wise import PixelWise, pixel_wise
 from .projected_imitation import ProjectedImitation, projected_imitation
 from .reconstruction import Reconstruction, reconstruction
@@ -98,6 +104,7 @@ __all__ = [
     "AttentionTransfer",
     "BoundedRegression",
     "ChannelWiseDistillation",
+    "ConfidenceWeightedCrossEntropy",
     "CrossEntropyKLDivergence",
     "DIST",
     "DecoupledKD",
@@ -120,8 +127,10 @@ __all__ = [
     "LogitStandardisation",
     "NeuronSelectivity",
     "PairWise",
+    "ParaphrasedFactorTransfer",
     "Paraphraser",
     "PearsonDistance",
+    "PermutedDarkKnowledge",
     "PixelWise",
     "ProjectedImitation",
     "RKDAngle",
@@ -144,6 +153,7 @@ __all__ = [
     "bounded_regression",
     "box_weights",
     "channel_wise_distillation",
+    "confidence_weighted_cross_entropy",
     "cross_entropy_kl_div",
     "decoupled_kd",
     "discriminator_loss",
@@ -171,6 +181,7 @@ __all__ = [
     "pair_wise",
     "paraphraser_loss",
     "pearson_distance",
+    "permuted_dark_knowledge",
     "pixel_wise",
     "projected_imitation",
     "reconstruction",

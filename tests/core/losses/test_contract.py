@@ -124,6 +124,14 @@ SAMPLES: dict[str, Sample] = {
     "channel_wise_distillation": Sample(
         losses.ChannelWiseDistillation, (3, 4, 2), positions=(3,), tiles=(1, 2, 3)
     ),
+    "confidence_weighted_cross_entropy": Sample(
+        losses.ConfidenceWeightedCrossEntropy,
+        (5, 2, 3),
+        target=labels(5, 2, 3),
+        positions=None,
+        mean_over_rows=False,  # the weights are normalised within the batch
+        zero_at_equality=False,
+    ),
     "cross_entropy_kl_div": Sample(
         losses.CrossEntropyKLDivergence,
         (5, 2, 3),
@@ -165,6 +173,16 @@ SAMPLES: dict[str, Sample] = {
     "pair_wise": Sample(losses.PairWise, (3, 4, 2), tiles=(2, 3)),
     "pearson_distance": Sample(
         losses.PearsonDistance, (3, 4, 2), positions=None, tiles=(2, 3), mean_over_rows=False
+    ),
+    # Two classes have one order; the permutations are in its own file.
+    "permuted_dark_knowledge": Sample(
+        losses.PermutedDarkKnowledge,
+        (2, 3, 2),
+        positions=(3, 2),
+        tiles=(2, 3),
+        zero_at_equality=False,
+        scale=3.0,
+        options={"temperature": 2.0},
     ),
     "pixel_wise": Sample(losses.PixelWise, (4, 2, 3), positions=(2, 3), tiles=(2, 3), scale=3.0),
     "projected_imitation": Sample(
@@ -220,9 +238,13 @@ SAMPLES: dict[str, Sample] = {
 # Public names that take a student and a teacher, but are no losses.
 METRICS: set[str] = {"boundary_disagreement"}
 
-# The student of the one is hidden states and the matrix of a head, which has no rows; the other
-# brings a network along. Each runs the contract in its own file.
-APART = {"holistic": "Holistic", "linear_kl_div": "LinearKLDivergence"}
+# The student of one is hidden states and the matrix of a head, which has no rows; the others bring
+# networks along. Each runs the contract in its own file.
+APART = {
+    "holistic": "Holistic",
+    "linear_kl_div": "LinearKLDivergence",
+    "paraphraser_loss": "ParaphrasedFactorTransfer",
+}
 
 
 def takes_a_pair(thing: object) -> bool:
