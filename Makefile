@@ -1,6 +1,6 @@
 # Targets install first; with everything in place that takes a second.
 PYTHON ?= python3
-EXTRAS ?= mm,gan,nlp,dev
+EXTRAS ?= mm,gan,nlp,classification,dev
 TASK ?= detection
 SEEDS ?= 1
 PYTEST_ARGS ?=
@@ -16,7 +16,7 @@ RUN := $(VENV)/bin/python
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-install: ## install into .venv (EXTRAS=mm,gan,nlp,dev; PYTHON=python3)
+install: ## install into .venv (EXTRAS=mm,gan,nlp,classification,dev; PYTHON=python3)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python 3.11 or newer is needed, %s is %d.%d: make install PYTHON=python3.11" % (sys.executable, v[0], v[1]))'
 	@$(PYTHON) tools/install.py --venv $(VENV) --extras "$(EXTRAS)"
 

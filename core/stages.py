@@ -64,9 +64,9 @@ def _owns(module: nn.Module) -> bool:
 class Holding:
     """Keep still, step by step, what the present stage does not train.
 
-    What is still: the modules of :func:`held_modules`, whatever belongs to pairs that are off (their
-    adapters) and what a loss leaves alone in a stage (its ``still``): all get zero gradients at
-    most, but would be moved by weight decay.
+    What is still: the modules of :func:`held_modules`, whatever belongs to pairs that are off
+    (their adapters) and what a loss leaves alone in a stage (its ``still``): all get zero gradients
+    at most, but would be moved by weight decay.
 
     Args:
         distiller: Its student is held, and its recipe says when.

@@ -21,6 +21,7 @@ TASKS = {
     "bccd": "taskdistill.tasks.detection.demo:BccdTable",
     "bccd_two_stage": "taskdistill.tasks.detection.demo:BccdTwoStageTable",
     "camvid": "taskdistill.tasks.segmentation.demo:CamVidTable",
+    "classification": "taskdistill.tasks.classification.demo:ClassificationDemo",
     "detection": "taskdistill.tasks.detection.demo:DetectionDemo",
     "digits_dino": "taskdistill.tasks.detection.demo:DigitsDinoDemo",
     "digits_lad": "taskdistill.tasks.detection.demo:DigitsLadDemo",

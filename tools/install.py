@@ -46,6 +46,7 @@ kept = mmcv.ops.nms(boxes, torch.tensor([.9, .8, .7], device=device), 0.5)[1]
 assert kept.tolist() == [0, 2], f"nms kept {kept.tolist()}, expected [0, 2]"
 """
 
+_TASKS = ("mm", "nlp", "gan", "classification")
 MODULES = {
     "": ("torch", "taskdistill.core"),
     "mm": ("cv2", "torchvision", "mmengine", "mmcv.ops", "mmdet.apis", "mmseg.apis", "sklearn"),
@@ -60,6 +61,7 @@ MODULES = {
         "onnx",
         "sklearn",
     ),
+    "classification": ("cv2", "torchvision", "mmengine", "timm", "sklearn"),
     "bench": ("torchdistill",),
     "dev": ("pytest", "hypothesis", "onnxruntime"),
 }
@@ -364,7 +366,7 @@ class Installer:
             return
         stamp.unlink(missing_ok=True)
         start = self.announce("import check", "10 seconds")
-        wanted = {"", *self.extras, *(("mm", "nlp", "gan") if "all" in self.extras else ())}
+        wanted = {"", *self.extras, *(_TASKS if "all" in self.extras else ())}
         modules = dict.fromkeys(m for extra in MODULES if extra in wanted for m in MODULES[extra])
         complaint = self.env.check(f"import {', '.join(modules)}")
         if complaint:
@@ -394,14 +396,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="environment to fill")
     parser.add_argument(
-        "--extras", default="mm,gan,nlp,dev", help="comma-separated: mm nlp gan all bench dev"
+        "--extras",
+        default="mm,gan,nlp,classification,dev",
+        help="comma-separated: mm nlp gan classification all bench dev",
     )
     arguments = parser.parse_args()
     extras = sorted({extra.strip() for extra in arguments.extras.split(",")} - {""})
-    unknown = set(extras) - {"mm", "nlp", "gan", "all", "bench", "dev"}
+    unknown = set(extras) - {*_TASKS, "all", "bench", "dev"}
     if unknown:
         parser.error(
-            f"no such extra: {', '.join(sorted(unknown))}; there are mm nlp gan all bench dev"
+            f"no such extra: {', '.join(sorted(unknown))}; there are "
+            f"{' '.join((*_TASKS, 'all', 'bench', 'dev'))}"
         )
     installer = Installer(arguments.venv.absolute(), extras)
     try:

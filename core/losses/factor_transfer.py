@@ -401,7 +401,8 @@ class ParaphrasedFactorTransfer(nn.Module):
     ::
 
         distill = dict(
-            stages=[dict(name="paraphrase", until=5, task_weight=0, train=[]), dict(name="transfer")],
+            stages=[dict(name="paraphrase", until=5, task_weight=0, train=[]),
+                    dict(name="transfer")],
             pairs=[dict(student="layer3", loss="ParaphrasedFactorTransfer", weight=1.0)])
 
     Args:

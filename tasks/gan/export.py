@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
-import logging
-import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.util import find_spec
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +13,19 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...core.errors import CheckpointError, ConfigError, DistillError, ShapeError
+from ...core.modes import evaluating
 from ...core.teacher import load_weights
+from ..common.export import (
+    add_targets,
+    bare_state,
+    checked_by_onnxruntime,
+    export_first,
+    need_onnx,
+    onnx_call,
+    quiet_exporters,
+    read_targets,
+    save_state,
+)
 from ..openmm.config import load_config, plain_config
 from ..openmm.profile import input_shape
 from ..openmm.teacher import SAFE_GLOBALS
@@ -41,7 +47,8 @@ WHICH = ("generator", "generator_back")
 # 8-bit image is 0.008.
 _TOLERANCE = 1e-4
 
-_AXES = {0: "batch", 2: "height", 3: "width"}
+# What may vary; a U-Net's sizes may not.
+_WAYS: Sequence[Mapping[int, str]] = ({0: "batch", 2: "height", 3: "width"}, {0: "batch"})
 
 
 def build_generator(
@@ -149,9 +156,7 @@ def export_state(model: nn.Module) -> dict[str, Tensor]:
         >>> export_state(nn.Sequential(nn.Conv2d(3, 3, 1, bias=False)))["0.weight"].shape
         torch.Size([3, 3, 1, 1])
     """
-    generator = getattr(model, "generator", model)
-    state = generator.state_dict()
-    return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    return bare_state(getattr(model, "generator", model))
 
 
 def export_onnx(
@@ -175,18 +180,13 @@ def export_onnx(
         ConfigError: If onnx or onnxscript is missing, or torch cannot write the network.
         DistillError: If onnxruntime computes something else than torch.
     """
-    for package in ("onnx", "onnxscript"):
-        if find_spec(package) is None:
-            raise ConfigError(
-                f"ONNX export needs {package}, which is not installed: "
-                "pip install 'taskdistill[gan]'."
-            )
+    need_onnx("gan")
     example = _example(shape)
-    with _evaluating(generator):
+    with evaluating(generator):
         _run(generator, example)
 
         def write(axes: Mapping[int, str], target: Path) -> None:
-            with _quiet():
+            with quiet_exporters():
                 torch.onnx.export(
                     generator,
                     (example,),
@@ -197,10 +197,11 @@ def export_onnx(
                     dynamo=True,
                     external_data=False,
                 )
-            if find_spec("onnxruntime") is not None:
-                _compare(generator, _onnx_call(target), example, axes, "The ONNX file")
+            if checked_by_onnxruntime():
+                run = onnx_call(target, "image")
+                _compare(generator, lambda image: run(image)[0], example, axes, "The ONNX file")
 
-        return _export(write, Path(path))
+        return tuple(export_first(write, _WAYS, Path(path)).values())
 
 
 def export_program(
@@ -221,11 +222,11 @@ def export_program(
         DistillError: If the program computes something else.
     """
     example = _example(shape)
-    with _evaluating(generator):
+    with evaluating(generator):
         _run(generator, example)
 
         def write(axes: Mapping[int, str], target: Path) -> None:
-            with _quiet():
+            with quiet_exporters():
                 program = torch.export.export(
                     generator, (example,), dynamic_shapes=(_dynamic(axes),)
                 )
@@ -233,33 +234,7 @@ def export_program(
                 loaded = torch.export.load(str(target)).module()
             _compare(generator, loaded, example, axes, "The program")
 
-        return _export(write, Path(path))
-
-
-def _export(write: Callable[[Mapping[int, str], Path], None], path: Path) -> tuple[str, ...]:
-    """Write with as many free dimensions as go, beside the target; then put it there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        for axes in (_AXES, {0: "batch"}):
-            try:
-                write(axes, part)
-            except DistillError:
-                if axes is not _AXES:
-                    raise
-            except Exception as error:  # tracing fails in many ways
-                if axes is not _AXES:
-                    reason = str(error).strip().splitlines()[:1]
-                    raise ConfigError(
-                        f"torch cannot export this network to {str(path)!r}: "
-                        f"{''.join(reason) or type(error).__name__}"
-                    ) from error
-            else:
-                os.replace(part, path)
-                return tuple(axes.values())
-    finally:
-        part.unlink(missing_ok=True)
-    raise AssertionError  # the last pass returns or raises
+        return tuple(export_first(write, _WAYS, Path(path)).values())
 
 
 def _dynamic(axes: Mapping[int, str]) -> dict[int, Any]:
@@ -311,40 +286,6 @@ def _compare(
             )
 
 
-def _onnx_call(path: Path) -> Callable[[Tensor], Tensor]:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
-
-
-@contextlib.contextmanager
-def _evaluating(generator: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; each module gets its own mode back."""
-    modes = [(module, module.training) for module in generator.modules()]
-    generator.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporters' progress and advice, which speak to those who write exporters."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with (
-            warnings.catch_warnings(action="ignore"),
-            contextlib.redirect_stdout(io.StringIO()),
-        ):
-            yield
-    finally:
-        logging.disable(before)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Export a generator from a training checkpoint."""
     parser = argparse.ArgumentParser(
@@ -352,9 +293,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("config", help="config file the generator was trained with")
     parser.add_argument("checkpoint", help="training checkpoint, or a bare state dict")
-    parser.add_argument("--out", help="bare state dict (.pth), under the releases' names")
-    parser.add_argument("--onnx", help="ONNX file")
-    parser.add_argument("--program", help="torch.export program (.pt2)")
+    add_targets(parser, ", under the releases' names")
     parser.add_argument(
         "--shape", nargs=2, type=int, metavar=("H", "W"), help="image (default: the config's)"
     )
@@ -362,21 +301,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--channels", help="of a super-network: the configuration to cut out, 16_16_32_..."
     )
-    parser.add_argument("--force", action="store_true", help="replace files that exist")
     args = parser.parse_args(argv)
-    targets = {"--out": args.out, "--onnx": args.onnx, "--program": args.program}
-    targets = {option: path for option, path in targets.items() if path}
-    if not targets:
-        raise ConfigError("Nothing to write: give --out, --onnx or --program.")
-    if len({os.path.abspath(path) for path in targets.values()}) < len(targets):
-        raise ConfigError(f"{', '.join(targets)} name the same file.")
-    for option, path in targets.items():
-        if os.path.isdir(path):
-            raise ConfigError(f"{option} {path!r} is a folder; give a file in it.")
-        if os.path.exists(path) and not args.force:
-            raise ConfigError(f"{option} {path!r} exists; choose another name, or add --force.")
-        if os.path.exists(path) and os.path.samefile(path, args.checkpoint):
-            raise ConfigError(f"{option} {path!r} is the checkpoint itself; choose another name.")
+    read_targets(args)
     cfg = load_config(args.config)
     generator = build_generator(cfg, args.checkpoint, args.which, args.channels)
     if isinstance(generator, SuperMobileResnetGenerator):
@@ -389,22 +315,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.shape:
         shape = (shape[0], *args.shape)
     if args.out:
-        _save(export_state(generator), Path(args.out))
+        save_state(export_state(generator), Path(args.out))
         print(f"State dict: {args.out}")
     if args.onnx:
         free = export_onnx(generator, args.onnx, shape)
-        checked = "equal to torch" if find_spec("onnxruntime") else "unchecked: no onnxruntime"
+        checked = "equal to torch" if checked_by_onnxruntime() else "unchecked: no onnxruntime"
         print(f"ONNX: {args.onnx} ({', '.join(free)} may vary; {checked})")
     if args.program:
         free = export_program(generator, args.program, shape)
         print(f"Program: {args.program} ({', '.join(free)} may vary; equal to torch)")
-
-
-def _save(state: dict[str, Tensor], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        torch.save(state, part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

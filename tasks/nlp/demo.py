@@ -533,7 +533,7 @@ def training_length(cfg: NlpConfig) -> int:
     epochs = training.num_train_epochs
     if training.max_steps > 0 or epochs != int(epochs) or training.eval_strategy != "epoch":
         raise ConfigError(
-            f"{cfg.path}: a run that is compared is whole epochs, each validated; found "
+            f"{cfg.path}: a run here is a whole number of epochs, each validated; found "
             f"num_train_epochs={epochs}, max_steps={training.max_steps}, "
             f"eval_strategy={training.eval_strategy}. Leave out max_steps and eval_strategy."
         )

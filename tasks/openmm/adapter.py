@@ -100,8 +100,7 @@ class TaskAdapter(ABC):
     def teacher_config(
         cls, config: Mapping[str, Any], name: str, student: nn.Module
     ) -> Mapping[str, Any]:
-        """Return a teacher's entry as :func:`.build_teacher` reads it, where a task has shorter ways
-        to write one.
+        """Return a teacher's entry as :func:`.build_teacher` reads it, from a shorter one.
 
         Args:
             config: The entry.

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from ...core.errors import ConfigError, ShapeError
+from ...core.errors import ConfigError, DistillError, ShapeError
 from ...core.teacher import load_weights
 from ..common.cost import (
     MAC_CONVENTION,
@@ -197,6 +197,9 @@ def prepare_subject(
 ) -> Subject:
     """Build the network that a config deploys: the plain student, of a GAN its generator alone.
 
+    Of a classifier it is the network without what only training needs (peers, branches, a wide
+    part), on images of the size that it is trained on.
+
     Args:
         config: Path of the config; a ``distill`` entry in it is left out.
         checkpoint: Its weights; random ones by default, which cost the same.
@@ -215,16 +218,28 @@ def prepare_subject(
         raise ConfigError(f"Expected a batch of at least one image, got {batch_size}.")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"Device {device!r} was asked for, but torch finds no CUDA device.")
-    gan = cfg.get("task") == "gan"
-    if gan:
-        # The one task whose deployed network is a part of its model; imported only for it.
+    task = cfg.get("task")
+    found, source = input_shape(cfg)
+    # The tasks whose deployed network is a part of their model; imported only for them.
+    if task == "gan":
         from ..gan.export import build_generator
 
         network = build_generator(cfg, checkpoint)
+    elif task == "classification":
+        from ..classification.export import build_classifier
+        from ..classification.preflight import sample_shape
+
+        classifier = build_classifier(cfg, checkpoint)
+        netaug = getattr(classifier, "netaug", None)
+        network = classifier.network if netaug is None else netaug.export()
+        try:
+            found = tuple(getattr(classifier, "size", None) or sample_shape(cfg))
+            source = "the training data"
+        except DistillError:
+            pass  # the data are not here; the network can be measured all the same
     else:
         network = _build(cfg, config, checkpoint)
     network.to(device)
-    found, source = input_shape(cfg)
     if shape is not None:
         if len(shape) not in (2, 3) or min(shape) < 1:
             raise ConfigError(
@@ -242,7 +257,7 @@ def prepare_subject(
     ]
 
     def forward() -> object:
-        if gan:
+        if task in ("gan", "classification"):
             return network(images)
         with DefaultScope.overwrite_default_scope(scope):
             return network(images, samples, mode="tensor")

@@ -78,7 +78,8 @@ class SeededDataset:
         seed = int(sequence.generate_state(1)[0])
         random.seed(seed)
         np.random.seed(seed)
-        torch.manual_seed(seed)
+        # Not torch.manual_seed, which reseeds every device, and takes longer than a small image.
+        torch.default_generator.manual_seed(seed)
         try:
             return self.dataset[index]
         finally:  # without workers, the model's own randomness goes on undisturbed

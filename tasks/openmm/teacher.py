@@ -152,6 +152,9 @@ def build_teacher(config: Mapping[str, Any], student: nn.Module, name: str) -> F
     checkpoint = config.get("checkpoint")
     if checkpoint is None and isinstance(path, str) and "::" in path:
         checkpoint = get_config(path if path.endswith(".py") else f"{path}.py", True).model_path
+    # At the top of a config it is what the runner would give the model.
+    if (preprocessor := cfg.get("data_preprocessor")) is not None:
+        cfg.model.setdefault("data_preprocessor", preprocessor)
     # Without one of its own, the teacher's config is read in the student's scope.
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
         model = MODELS.build(cfg.model)
@@ -176,5 +179,5 @@ def build_teacher(config: Mapping[str, Any], student: nn.Module, name: str) -> F
         compile=config.get("compile", False),
         preprocess=own_images(student, model, config.get("scale", 1.0)),
         sha256=sha256,
-        source=str(checkpoint or path),
+        source=str(checkpoint or (path if isinstance(path, str) else type(bare(model)).__name__)),
     )

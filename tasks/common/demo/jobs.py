@@ -48,6 +48,10 @@ _EPOCH_LINE = re.compile(r"Epoch\(train\)\s*\[\s*(\d+)\]\[\s*(\d+)/(\d+)\]")
 _ITER_LINE = re.compile(r"Iter\(train\)\s*\[\s*(\d+)/(\d+)\]")
 
 
+# The states that a job does not leave.
+_OVER = ("finished", "failed")
+
+
 class JobFailed(DistillError, RuntimeError):
     """A training process ended with an error, or without the figures it was started for."""
 
@@ -62,7 +66,8 @@ class Job:
         work_dir: Folder of the run, made and owned by the queue.
         length: Epochs (or iterations) of the whole run; the step of its last validation.
         checkpoint: File that exists once the run is over.
-        metric: Validation figure to show while it runs, as it is called in the log.
+        metric: Validation figure to show while it runs, as it is called in the log; a run without
+            it has failed. Empty where any figures will do.
         signature: Stands for everything that decides the outcome; another signature, another run.
         needs: Names of the jobs that have to be over first.
         exclusive: Runs with nothing beside it, on all cores: what the others wait for.
@@ -72,6 +77,10 @@ class Job:
         role: What the run stands for in a comparison; runs of one role differ by their seed.
         after: Names of the runs whose time is part of what this one's model cost.
         unit: What ``length`` counts: ``epoch`` or ``iteration``.
+
+    A command that trains several networks and compares them by itself has no last validation of
+    its own: where ``checkpoint`` is ``result.json`` in the work folder, the command writes that
+    file at its end, ``{"metrics": {"accuracy/top1": 71.2}}``, and the figures are taken from it.
     """
 
     name: str
@@ -88,6 +97,11 @@ class Job:
     role: str = ""
     after: tuple[str, ...] = ()
     unit: str = "epoch"
+
+    @property
+    def writes_result(self) -> bool:
+        """Whether the command itself leaves the figures behind."""
+        return self.checkpoint == self.work_dir / RESULT_FILE
 
 
 @dataclass(frozen=True)
@@ -120,6 +134,7 @@ class JobState:
         position: Epoch or iteration, as text.
         loss: Last logged loss.
         metric: Last validation figure.
+        figures: Names of all figures of the last validation.
     """
 
     job: Job
@@ -132,6 +147,7 @@ class JobState:
     position: str = ""
     loss: float | None = None
     metric: float | None = None
+    figures: tuple[str, ...] = ()
 
     def refresh(self) -> None:
         """Read the position and the figures from the job's logs."""
@@ -140,6 +156,11 @@ class JobState:
             self.loss = log.train[-1].get("loss")
         if log.val:
             self.metric = log.val[-1].get(self.job.metric)
+            self.figures = tuple(key for key in log.val[-1] if key != "step")
+        if self.job.writes_result:
+            # Its logs are those of several trainings; how many there are to be is not known.
+            self.position = _position(self.job, log)[1]
+            return
         done, self.position = _position(self.job, log)
         self.fraction = min(1.0, max(done, log.val[-1]["step"] / self.job.length if log.val else 0))
 
@@ -199,7 +220,7 @@ class JobQueue:
     A finished job leaves ``result.json`` in its folder and is not run again, unless its signature
     or a job it needs has changed since. An unfinished one is started with the same command, which
     has to continue from its last checkpoint by itself. All children are ended, first kindly, when
-    one fails and when the queue is interrupted.
+    one fails (unless ``keep_going``) and when the queue is interrupted.
 
     Args:
         jobs: The jobs, in order of preference.
@@ -210,6 +231,8 @@ class JobQueue:
         poll: Seconds between two looks at the children.
         grace: Seconds between asking a child to stop and killing it.
         closing: Seconds that follow the last job, for the estimate of the time left.
+        keep_going: Whether the others go on when a job fails. What failed is in ``failures``
+            afterwards, by name, those that needed it included.
 
     Raises:
         ConfigError: A name occurs twice, or a needed job is not in the queue or comes later.
@@ -223,6 +246,8 @@ class JobQueue:
     poll: float = 0.5
     grace: float = 10.0
     closing: float = 0.0
+    keep_going: bool = False
+    failures: dict[str, JobFailed] = field(init=False, default_factory=dict)
     _states: dict[str, JobState] = field(init=False, default_factory=dict)
     _running: dict[str, _Running] = field(init=False, default_factory=dict)
 
@@ -246,16 +271,16 @@ class JobQueue:
         """Run what is not done yet.
 
         Returns:
-            The result of every job by name.
+            The result of every job that did not fail, by name.
 
         Raises:
-            JobFailed: A job failed; the others were stopped.
-            KeyboardInterrupt: The user stopped the demo; the children were stopped.
+            JobFailed: A job failed; the others were stopped. Not with ``keep_going``.
+            KeyboardInterrupt: The user stopped the queue; the children were stopped.
         """
         for job in self.jobs:
             self._settle(self._states[job.name])
         try:
-            while any(state.status != "finished" for state in self._states.values()):
+            while self._unfinished():
                 self._start_ready()
                 time.sleep(self.poll)
                 for name in list(self._running):
@@ -264,7 +289,27 @@ class JobQueue:
                 self.display.update(states, seconds_left(states, self.slots, self.closing))
         finally:
             self._stop_all()
-        return {name: self._result(state) for name, state in self._states.items()}
+        return {
+            name: self._result(state)
+            for name, state in self._states.items()
+            if name not in self.failures
+        }
+
+    def _unfinished(self) -> bool:
+        for name, state in self._states.items():
+            lost = next((need for need in state.job.needs if need in self.failures), None)
+            if state.status == "waiting" and lost is not None:
+                self._fail(state, JobFailed(f"{name} needs {lost}, which failed."))
+        return any(state.status not in _OVER for state in self._states.values())
+
+    def _fail(self, state: JobState, error: JobFailed) -> None:
+        state.status = "failed"
+        if not self.keep_going:
+            raise error
+        self.failures[state.job.name] = error
+        self.display.note(
+            f"{state.job.name}: failed; the others go on ({state.job.work_dir / CONSOLE_FILE})"
+        )
 
     # -- one job's life ---------------------------------------------------------------------------
 
@@ -275,8 +320,8 @@ class JobQueue:
         if identity is None:
             if job.work_dir.is_dir() and any(job.work_dir.iterdir()):
                 raise ConfigError(
-                    f"{job.work_dir} holds files that no demo made. "
-                    "Remove the folder, or choose another --work-dir."
+                    f"{job.work_dir} holds files that no demo made, nor a comparison. "
+                    "Remove the folder, or choose another one to work in."
                 )
             return
         if identity["signature"] != job.signature or not self._same_inputs(job, identity):
@@ -286,11 +331,12 @@ class JobQueue:
             shutil.rmtree(job.work_dir)
             return
         state.seconds = identity["seconds"]
-        result = read_json(job.work_dir / RESULT_FILE)
-        if result is not None and job.checkpoint.is_file():
+        metrics = _stored_metrics(job)
+        if metrics is not None and job.checkpoint.is_file():
             state.refresh()
             state.fraction, state.status = 1.0, "finished"
-            state.metric = result["metrics"].get(job.metric)
+            state.metric = metrics.get(job.metric)
+            state.figures = tuple(key for key in metrics if key != "step")
             self.display.note(f"{job.name}: already finished.")
 
     def _same_inputs(self, job: Job, identity: Mapping[str, Any]) -> bool:
@@ -369,9 +415,11 @@ class JobQueue:
             )
         except OSError as error:
             console.close()
-            raise JobFailed(
-                f"{state.job.name} could not be started: {command[0]}: {error.strerror}."
-            ) from error
+            name = state.job.name
+            self._fail(
+                state, JobFailed(f"{name} could not be started: {command[0]}: {error.strerror}.")
+            )
+            return
         now = time.monotonic()
         self._running[state.job.name] = _Running(
             state, process, console, now, state.seconds, now, evaluating
@@ -392,22 +440,26 @@ class JobQueue:
             return
         self._close(name)
         if code:
-            state.status = "failed"
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-            raise self._failure(job, how)
+            self._fail(state, self._failure(job, how))
+            return
         metrics = final_metrics(job)
         if metrics is None:
             if running.evaluating or not job.evaluate:
-                state.status = "failed"
-                raise self._failure(
-                    job, f"ended without a validation at {job.length}, the end of the run"
-                )
+                lacking = f"a validation at {job.length}, the end of the run"
+                if job.writes_result:
+                    lacking = f"the figures it was to write to {job.checkpoint}"
+                self._fail(state, self._failure(job, f"ended without {lacking}"))
+                return
             self._spawn(state, job.evaluate, evaluating=True)
             return
         if not job.checkpoint.is_file():
-            state.status = "failed"
-            raise self._failure(job, f"ended without its checkpoint {job.checkpoint}")
-        write_json(job.work_dir / RESULT_FILE, {"metrics": metrics})
+            how = f"ended without its checkpoint {job.checkpoint}"
+            self._fail(state, self._failure(job, how))
+            return
+        if not job.writes_result:
+            write_json(job.work_dir / RESULT_FILE, {"metrics": metrics})
+        state.figures = tuple(key for key in metrics if key != "step")
         state.fraction, state.status = 1.0, "finished"
         state.metric = metrics.get(job.metric)
         self.display.note(f"{name}: finished after {clock(state.seconds)}.")
@@ -418,7 +470,7 @@ class JobQueue:
         tail = "\n".join(f"    {line}" for line in lines)
         return JobFailed(
             f"{job.name} {how}. The end of its log:\n{tail}\n  The whole log: {path}\n"
-            "  Once the cause is removed, the same command continues where the demo stopped."
+            "  Once the cause is removed, the same command continues where it stopped."
         )
 
     def _close(self, name: str) -> None:
@@ -456,11 +508,11 @@ class JobQueue:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     def _result(self, state: JobState) -> Result:
-        path = state.job.work_dir / RESULT_FILE
-        stored = read_json(path)
-        if stored is None:
+        metrics = _stored_metrics(state.job)
+        if metrics is None:
+            path = state.job.work_dir / RESULT_FILE
             raise JobFailed(f"{state.job.name}: {path} was removed while the demo was running.")
-        return Result(stored["metrics"], state.seconds, state.job.checkpoint)
+        return Result(metrics, state.seconds, state.job.checkpoint)
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
@@ -474,17 +526,39 @@ def final_metrics(job: Job) -> dict[str, float] | None:
     """Return the validation figures at the end of a run, or ``None`` where there are none.
 
     They come from the training log, or from a separate evaluation of the last checkpoint, which
-    left ``final/<any>/<any>.json`` in the work folder (as mmengine does for a test run).
+    left ``final/<any>/<any>.json`` in the work folder (as mmengine does for a test run). A command
+    that ``writes_result`` left them in its ``result.json``.
     """
+    if job.writes_result:
+        stored = read_json(job.checkpoint)
+        found = stored.get("metrics") if isinstance(stored, dict) else None
+        numbers = _numbers(found) if isinstance(found, dict) else {}
+        return numbers if numbers and (not job.metric or job.metric in numbers) else None
     row = read_log(job.work_dir).validation_at(job.length)
-    if row is not None and job.metric in row:
+    if row is not None and _has(row, job.metric):
         return row
     for path in sorted((job.work_dir / EVALUATION_DIR).glob("*/*.json"), reverse=True):
         row = read_json(path)
-        if isinstance(row, dict) and job.metric in row:
-            numbers = {key: float(v) for key, v in row.items() if isinstance(v, int | float)}
-            return {**numbers, "step": float(job.length)}
+        if isinstance(row, dict) and _has(row, job.metric):
+            return {**_numbers(row), "step": float(job.length)}
     return None
+
+
+def _stored_metrics(job: Job) -> dict[str, float] | None:
+    """The figures of a finished run, ``None`` where it has not finished."""
+    if job.writes_result:
+        return final_metrics(job)
+    stored = read_json(job.work_dir / RESULT_FILE)
+    return None if stored is None else stored["metrics"]
+
+
+def _has(row: Mapping[str, Any], metric: str) -> bool:
+    """Whether a validation has a figure; with an empty name, any at all."""
+    return metric in row if metric else any(key != "step" for key in _numbers(row))
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    return {key: float(value) for key, value in row.items() if isinstance(value, int | float)}
 
 
 def seconds_left(states: Iterable[JobState], slots: int, closing: float = 0.0) -> float | None:
@@ -501,7 +575,7 @@ def seconds_left(states: Iterable[JobState], slots: int, closing: float = 0.0) -
     Returns:
         Seconds, or ``None`` as long as no job has got far enough to tell.
     """
-    states = list(states)
+    states = [state for state in states if state.status != "failed"]
     left: dict[str, float] = {}
     rates: list[float] = []
     for state in states:

@@ -30,7 +30,7 @@ TEACHER_COLOUR, ALONE_COLOUR, DISTILLED_COLOUR = "#0072b2", "#888888", "#d55e00"
 VARIANT_COLOURS = (DISTILLED_COLOUR, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 # With more variants than colours, the colours come again in another style.
 LINE_STYLES = ("-", "--", ":")
-_INK, _RULE = "#333333", "#dddddd"
+INK, _RULE = "#333333", "#dddddd"
 
 
 @dataclass(frozen=True)
@@ -205,8 +205,8 @@ def plot_curves(curves: Iterable[Curve], x_label: str, y_label: str) -> bytes:
     """
     canvas = Canvas(figsize=(7.2, 3.4), layout="constrained")
     axes = canvas.subplots()
-    _draw(axes, list(curves), x_label, y_label)
-    return _png(canvas)
+    draw_curves(axes, list(curves), x_label, y_label)
+    return png_bytes(canvas)
 
 
 def plot_terms(logs: Sequence[TrainingLog], colour: str = DISTILLED_COLOUR) -> bytes | None:
@@ -234,9 +234,9 @@ def plot_terms(logs: Sequence[TrainingLog], colour: str = DISTILLED_COLOUR) -> b
                 for found in rows
             ]
             below = "iteration" if term == terms[-1] else ""
-            _draw(axes, curves, below, "")
-            axes.set_title(f"{term}, {kind}", fontsize=9, color=_INK, loc="left")
-    return _png(canvas)
+            draw_curves(axes, curves, below, "")
+            axes.set_title(f"{term}, {kind}", fontsize=9, color=INK, loc="left")
+    return png_bytes(canvas)
 
 
 def loss_curve(label: str, colour: str, log: TrainingLog, style: str = "-") -> Curve:
@@ -255,7 +255,8 @@ def metric_curve(
     return Curve(label, colour, steps, figures, style)
 
 
-def _draw(axes: Axes, curves: Sequence[Curve], x_label: str, y_label: str) -> None:
+def draw_curves(axes: Axes, curves: Sequence[Curve], x_label: str, y_label: str) -> None:
+    """Draw curves into a diagram that is there; see :func:`plot_curves`."""
     labels = [curve.label for curve in curves]
     several = len(labels) > len(set(labels))
     shown: set[str] = set()
@@ -270,21 +271,27 @@ def _draw(axes: Axes, curves: Sequence[Curve], x_label: str, y_label: str) -> No
             label=None if curve.label in shown or not curve.label else curve.label,
         )
         shown.add(curve.label)
-    axes.set_xlabel(x_label, color=_INK)
-    axes.set_ylabel(y_label, color=_INK)
+    axes.set_xlabel(x_label, color=INK)
+    axes.set_ylabel(y_label, color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.grid(True, color=_RULE, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=_INK, labelsize=8)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    quiet_axes(axes)
     if names := shown - {""}:
         # A long legend would lie on the curves.
         beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if len(names) > 3 else {}
-        axes.legend(frameon=False, labelcolor=_INK, fontsize=9, **beside)
+        axes.legend(frameon=False, labelcolor=INK, fontsize=9, **beside)
 
 
-def _png(canvas: Canvas) -> bytes:
+def quiet_axes(axes: Axes) -> None:
+    """Give a diagram a faint grid, small figures, and no frame above and on its right."""
+    axes.grid(True, color=_RULE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=INK, labelsize=8)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def png_bytes(canvas: Canvas) -> bytes:
+    """Return a diagram as a PNG image."""
     buffer = io.BytesIO()
     canvas.savefig(buffer, format="png", dpi=180, facecolor="white")
     return buffer.getvalue()

@@ -37,7 +37,7 @@ from .progress import Progress
 from .results import Row, TrainingLog, read_log
 from .task import DemoOptions, DemoTask
 
-__all__ = ["measure", "run_demo"]
+__all__ = ["measure", "print_tables", "run_demo"]
 
 REPORT_FILE, TABLE_FILE, FIGURES_FILE = "report.html", "results.md", "results.json"
 
@@ -128,9 +128,9 @@ def run_demo(task: DemoTask[C], options: DemoOptions, console: Console) -> Path:
             _markdown(summary, table, classes, notes, options.command),
         )
         write_json(options.work_dir / FIGURES_FILE, _figures(outcome, results))
-    _print(console, table)
+    print_tables(console, table)
     for section in classes:
-        _print(console, *section.tables, title=section.title)
+        print_tables(console, *section.tables, title=section.title)
     console.print(Text(summary))
     console.print(Text(f"\nTook {clock(elapsed)}. Report: {path.resolve()}"), soft_wrap=True)
     return path
@@ -428,7 +428,8 @@ def _own_version() -> str:
     return importlib.import_module(__name__.partition(".")[0]).__version__
 
 
-def _print(console: Console, *tables: page.Table, title: str | None = None) -> None:
+def print_tables(console: Console, *tables: page.Table, title: str | None = None) -> None:
+    """Print tables so that figures stay whole and headings wrap, if anything has to."""
     for table in tables:
         shown = RichTable(title=title, title_justify="left")
         widths = _column_widths(table, console.width)

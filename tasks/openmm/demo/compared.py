@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 
 from ....core.errors import CheckpointError, ConfigError, TeacherError, did_you_mean
 from ...common.compare import Cost

@@ -323,3 +323,66 @@ def wait_for(condition, seconds: float = 20.0) -> None:
 def processes_of(root: Path) -> list[str]:
     listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
     return [line for line in listed.stdout.splitlines() if f"{root}/" in line and "fake" in line]
+
+
+# -- a queue that goes on, as comparisons use it ---------------------------------------------------
+
+
+def test_the_others_go_on_when_one_fails(tmp_path):
+    jobs = [
+        make_job(tmp_path, "bad", "--fail-at", "2"),
+        make_job(tmp_path, "later", needs=("bad",)),
+        replace(make_job(tmp_path, "lost"), command=("no-such-program",)),
+        make_job(tmp_path, "good", "--seconds", "0.1"),
+        make_job(tmp_path, "after", needs=("good",)),
+    ]
+    display = Recorder()
+    queue = JobQueue(jobs, 2, 4, display, poll=0.02, keep_going=True)
+    results = queue.run()
+    assert set(results) == {"good", "after"}
+    assert set(queue.failures) == {"bad", "later", "lost"}
+    assert "ValueError: the trouble is here" in str(queue.failures["bad"])
+    assert str(queue.failures["later"]) == "later needs bad, which failed."
+    assert "could not be started: no-such-program" in str(queue.failures["lost"])
+    assert not any("later" in line for line in journal(tmp_path))
+    assert any(note.startswith("bad: failed; the others go on") for note in display.notes)
+    # Repaired, it continues, and what it kept from starting runs too.
+    jobs = [make_job(tmp_path, job.name, needs=job.needs) for job in jobs]
+    results, _ = run(jobs)
+    assert set(results) == {"bad", "later", "lost", "good", "after"}
+
+
+def test_a_failed_job_takes_no_more_time():
+    def state(name: str, status: str, **values) -> JobState:
+        return JobState(make_job(Path("x"), name), status, **values)
+
+    running = state("a", "running", fraction=0.5, run_seconds=10.0)
+    assert seconds_left([running, state("b", "failed")], 1) == pytest.approx(10.0)
+
+
+def test_any_figure_will_do_without_a_metric(tmp_path):
+    job = replace(make_job(tmp_path, "a"), metric="")
+    results, _ = run([job])
+    assert results["a"].metrics["quality"] == pytest.approx(0.3)
+    skipping = replace(make_job(tmp_path, "b", "--skip-last-validation"), metric="")
+    with pytest.raises(JobFailed, match="without a validation at 3"):
+        run([skipping])
+
+
+def test_a_command_that_writes_the_result_itself(tmp_path):
+    work_dir = tmp_path / "tool"
+    text = '{"metrics": {"quality": 0.5, "name": "x"}, "table": [1]}'
+    code = f"import pathlib; pathlib.Path({str(work_dir / 'result.json')!r}).write_text({text!r})"
+    job = replace(
+        make_job(tmp_path, "tool"),
+        command=(sys.executable, "-c", code),
+        checkpoint=work_dir / "result.json",
+    )
+    results, _ = run([job])
+    assert results["tool"].metrics == {"quality": 0.5}
+    assert json.loads((work_dir / "result.json").read_text())["table"] == [1]
+    _, display = run([job])
+    assert display.notes == ["tool: already finished."]
+    (work_dir / "result.json").unlink()
+    with pytest.raises(JobFailed, match="without the figures it was to write to"):
+        run([replace(job, command=(sys.executable, "-c", "print('nothing')"))])

@@ -26,7 +26,7 @@ from taskdistill.tasks.common.demo import DemoOptions, DemoTask, Metric, run_dem
 from taskdistill.tasks.common.demo import report as page
 from taskdistill.tasks.common.demo.jobs import Job, JobFailed, fingerprint
 from taskdistill.tasks.common.demo.report import Gallery, Picture
-from taskdistill.tasks.common.demo.run import _common_length, _print
+from taskdistill.tasks.common.demo.run import _common_length, print_tables
 from taskdistill.tasks.common.demo.task import run_name
 
 FAKE = Path(__file__).with_name("fake_train.py")
@@ -276,7 +276,7 @@ def test_a_wide_table_wraps_its_headings_before_its_figures():
     )
     for width, whole in ((100, True), (55, True), (30, False)):
         out = io.StringIO()
-        _print(Console(file=out, width=width), table)
+        print_tables(Console(file=out, width=width), table)
         lines = out.getvalue().splitlines()
         assert max(map(len, lines)) <= width
         assert any("44.55 ± 0.57" in line for line in lines) == whole
@@ -367,6 +367,7 @@ def test_each_task_has_what_it_names(name):
     tool = load_tool()
     module, _, attribute = tool.TASKS[name].partition(":")
     needed = {
+        "classification": "torchvision",
         "detection": "mmdet",
         "segmentation": "mmseg",
         "gan": "torchmetrics",
@@ -503,7 +504,7 @@ def test_tables_and_report_need_no_training_framework():
 import sys
 for name in ("mmengine", "mmcv", "mmdet", "mmseg", "transformers"):
     sys.modules[name] = None
-import taskdistill.tasks.common.cost, taskdistill.tasks.common.demo as demo
+import taskdistill.tasks.common.compare, taskdistill.tasks.common.demo as demo
 print(demo.run_demo.__module__)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

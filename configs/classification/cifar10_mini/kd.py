@@ -1,0 +1,9 @@
+# Hinton et al. 2014: the softened logits, 0.9 of the loss, at temperature 4.
+_base_ = ["student.py", "../_base_/teacher_resnet56.py"]
+distill = dict(
+    teacher={{_base_.teacher}},
+    task_weights=dict(loss_cls=0.1),
+    pairs=[
+        dict(student="outputs.logits", loss="KLDivergence", temperature=4.0, weight=0.9),
+    ],
+)
