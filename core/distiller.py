@@ -603,9 +603,11 @@ class Distiller(nn.Module):
 
     def still(self, pair: Pair, stage: str | None) -> list[nn.Parameter]:
         """What a pair's loss does not train in a stage, though the pair is on."""
-        further = list(self.further_losses[pair.name]) if pair.name in self.further_losses else []
+        losses = [self.losses[pair.name]]
+        if pair.name in self.further_losses:
+            losses += self.further_losses[pair.name].children()
         found = []
-        for loss in (self.losses[pair.name], *further):  # type: ignore[misc]
+        for loss in losses:
             if (still := getattr(loss, "still", None)) is not None:
                 found += still(stage)
         return found

@@ -459,7 +459,8 @@ class ParaphrasedFactorTransfer(nn.Module):
             raise ConfigError(f"rate must be above 0 and at most 16, got {rate}.")
         if not 0 < reconstruction < torch.inf:
             raise ConfigError(f"reconstruction must be a number above 0, got {reconstruction}.")
-        self.rate, self.p, self.form, self.batch_norm = rate, p, form, batch_norm
+        self.rate, self.p, self.batch_norm = rate, p, batch_norm
+        self.form: Form = form
         self.reconstruction = reconstruction
         self.reconstruction_form: ReconstructionForm = reconstruction_form
         self.paraphrase = paraphrase

@@ -52,7 +52,8 @@ class Gate(nn.Module):
 
     Example:
         >>> gate = Gate(8, 3)
-        >>> gate(torch.zeros(2, 8, 5, 7)).shape, gate(torch.zeros(1, 8, 1, 1)).sum().item()
+        >>> one = gate(torch.zeros(1, 8, 1, 1))
+        >>> gate(torch.zeros(2, 8, 5, 7)).shape, round(one.sum().item(), 4)
         (torch.Size([2, 3]), 1.0)
     """
 

@@ -243,7 +243,7 @@ class ClassifierAdapter(TaskAdapter):
                 # The last epochs train without augmentation: the base is all there is.
                 student["aug_logits"] = student["logits"]
         teachers = {name: raw or {} for name, raw in asked.items()}
-        targets = dict.fromkeys(("logits", "aug_logits"), data_samples)
+        targets = {"logits": data_samples, "aug_logits": data_samples}
         return Context(student, teachers, {}, targets)
 
     def inside(self, inputs: Tensor, data_samples: Any) -> Tensor:

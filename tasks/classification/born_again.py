@@ -288,7 +288,9 @@ def _settings(line: Sequence[Generation], teacher: str | None) -> dict[str, Any]
     """What decides the outcome of all generations, whatever their number."""
     first = line[1].job
     assert first is not None
-    start = {"teacher": file_sha256(line[0].checkpoint)} if teacher else {"seed": line[0].seed}
+    start: dict[str, Any] = {"seed": line[0].seed}
+    if teacher:
+        start = {"teacher": file_sha256(line[0].checkpoint)}
     if line[0].job is not None:
         start["plain"] = line[0].job.signature
     return {"fingerprint": fingerprint({"first": first.signature, **start})}

@@ -8,15 +8,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import BaseModel, BaseModule, initialize
+from mmengine.model import BaseModule, initialize
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ...core.distiller import check_finite
 from ...core.errors import CheckpointError, ConfigError, ShapeError
 from ...core.modes import evaluating
 from ...core.teacher import load_weights
-from ..openmm.steps import training_progress
+from ..openmm.checked import CheckedModel
 from ..openmm.teacher import SAFE_GLOBALS
 from .networks import build_network, is_pretrained
 from .regularise import add_drops, check_number
@@ -28,7 +27,7 @@ _MODES = ("tensor", "loss", "predict")
 
 
 @MODELS.register_module()
-class ImageClassifier(BaseModel):
+class ImageClassifier(CheckedModel):
     r"""A network of logits (B, K), trained by the cross-entropy of its labels.
 
     .. math:: L = \mathrm{CE}(z / T, y)
@@ -274,17 +273,6 @@ class ImageClassifier(BaseModel):
     def further_scores(self, inputs: Tensor) -> dict[str, Tensor]:
         """Probabilities (B, K) of other ways of predicting (exits, ensembles); none by default."""
         return {}
-
-    def parse_losses(self, losses: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum the losses, after stopping at one that is not finite.
-
-        Raises:
-            NonFiniteLossError: Names the losses and the step.
-        """
-        total, figures = super().parse_losses(losses)  # type: ignore[arg-type]
-        terms = {name: value for name, value in figures.items() if name != "loss"}
-        check_finite(terms, training_progress().step + 1)
-        return total, figures
 
     # -- beside the deployed weights -----------------------------------------------------------
 

@@ -109,7 +109,7 @@ class ClassifierPreprocessor(BaseDataPreprocessor):
         if labels is not None:
             labels = torch.as_tensor(labels)
             kind = torch.float32 if labels.is_floating_point() else torch.int64
-            labels = labels.to(inputs.device, kind, self._non_blocking)
+            labels = labels.to(inputs.device, kind, bool(self._non_blocking))
             if training and self.mixing:
                 pick = int(torch.randint(len(self.mixing), ())) if self.mixing[1:] else 0
                 inputs, labels = self.mixing[pick](inputs, labels)

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
-from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
@@ -18,6 +17,7 @@ from ...core.distiller import check_finite
 from ...core.errors import ConfigError, ShapeError, did_you_mean
 from ...core.losses import discriminator_loss, generator_loss, reconstruction
 from ...core.losses.adversarial import Objective
+from ..openmm.checked import CheckedModel
 from ..openmm.steps import TurnOptimWrapper, average_gradients, gradient_norm, training_progress
 from .data.preprocessor import to_pixels
 from .image_pool import ImagePool
@@ -33,7 +33,7 @@ ADVERSARIES = ("discriminator", "discriminator_back")
 GENERATOR, DISCRIMINATOR = "generator", "discriminator"
 
 
-class TranslationModel(BaseModel):
+class TranslationModel(CheckedModel):
     """What all translators share: the turns of their players, and what is deployed.
 
     ``state_dict`` holds the generators alone. The discriminators and image pools are kept by
@@ -258,17 +258,6 @@ class TranslationModel(BaseModel):
         finally:
             for parameter in parameters:
                 parameter.requires_grad_(True)
-
-    def parse_losses(self, losses: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum the losses, after stopping at one that is not finite.
-
-        Raises:
-            NonFiniteLossError: Names the losses and the step.
-        """
-        total, figures = super().parse_losses(losses)  # type: ignore[arg-type]
-        terms = {name: value for name, value in figures.items() if name != "loss"}
-        check_finite(terms, training_progress().step + 1)
-        return total, figures
 
     # -- beside the deployed weights -----------------------------------------------------------
 

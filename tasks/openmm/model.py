@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from ...core.errors import ConfigError, NonFiniteLossError, did_you_mean
 from ...core.recipe import Recipe
 from ...core.stages import Holding
 from .adapter import adapter_of_scope, bare
+from .checked import CheckedModel
 from .optim import CRITIC, STUDENT, AlternatingOptimWrapper
 from .steps import average_gradients, gradient_norm, training_progress
 from .teacher import build_teacher
@@ -38,7 +38,7 @@ _OPTIONS = (
 
 
 @MODELS.register_module()
-class DistilledModel(BaseModel):
+class DistilledModel(CheckedModel):
     """A student detector (segmenter, ...) that also answers for its teacher.
 
     Behaves as the student everywhere: prediction and evaluation are the student's own, attributes
@@ -245,25 +245,18 @@ class DistilledModel(BaseModel):
         return {name: value.detach() for name, value in figures.items()}
 
     def parse_losses(self, losses: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum the losses, after stopping at one that is not finite.
-
-        Raises:
-            NonFiniteLossError: Names the terms and the step.
-        """
-        total, log_vars = super().parse_losses(losses)  # type: ignore[arg-type]
-        terms = {name: value for name, value in log_vars.items() if name != "loss"}
+        """Sum the losses, after stopping at one that is not finite; see the base class."""
         try:
-            check_finite(terms, training_progress().step + 1)
+            return super().parse_losses(losses)
         except NonFiniteLossError as error:
             critics = [n for n, loss in self.distiller.losses.items() if _is_adversarial(loss)]
-            blamed = [name for name in critics if not terms[f"kd_{name}_raw"].isfinite().all()]
+            blamed = [name for name in critics if not losses[f"kd_{name}_raw"].isfinite().all()]
             if not blamed:
                 raise
             raise NonFiniteLossError(
                 f"{error} The critic of {', '.join(blamed)} may have diverged: lower "
                 "distill.critic.optimizer.lr."
             ) from None
-        return total, log_vars
 
 
 def _is_adversarial(loss: nn.Module) -> bool:

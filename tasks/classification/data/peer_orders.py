@@ -86,7 +86,7 @@ class PeerOrders(SeededDataset):
         """The order of each network, (orders, length); drawn once for an epoch."""
         key = (self.seed, self.epoch, lap)
         if self._drawn is None or self._drawn[0] != key:
-            orders = [np.arange(len(self))]
+            orders: list[np.ndarray] = [np.arange(len(self))]
             for k in range(1, self.orders):
                 generator = np.random.default_rng(np.random.SeedSequence([*key, k]))
                 orders.append(generator.permutation(len(self)))

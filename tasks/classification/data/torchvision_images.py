@@ -69,7 +69,7 @@ class TorchvisionImages(LabelledImages):
         self._pixels = _in_memory(data)
         self._data: Any = None if self._pixels is not None else data
         files = getattr(data, "samples", None) or getattr(data, "_samples", None)
-        self._files = [str(file[0]) for file in files] if _are_files(files) else None
+        self._files = [str(file[0]) for file in files] if files and _are_files(files) else None
         mean: Sequence[float] = IMAGENET_MEAN
         if self._pixels is not None:
             if self._indices is not None:
