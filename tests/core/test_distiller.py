@@ -163,7 +163,7 @@ def test_a_loss_for_any_width_gets_no_projection(
     distiller = set_up(
         Distiller(student, teacher, [{"student": tap, "loss": loss, **options}]), image
     )
-    assert not list(distiller.parameters())
+    assert not list(distiller.adapters.parameters())
     _, terms = distiller(image)
     total(terms).backward()
     assert student.stem.weight.grad is not None
@@ -1259,7 +1259,7 @@ def test_a_loss_that_learns_of_each_level_has_a_copy_for_each():
     assert all(p.grad is not None for copy in copies for p in copy.parameters())
     assert any(key.startswith("further_losses.term.1") for key in distiller.state_dict())
     pair = distiller.recipe.pairs[0]
-    assert of_losses <= {id(p) for p in distiller._parameters_of(pair)}
+    assert of_losses <= {id(p) for p in distiller.parameters_of(pair)}
 
 
 def test_a_loss_of_features_names_the_ground_truth_it_wants():
