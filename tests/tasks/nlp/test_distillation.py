@@ -577,7 +577,8 @@ def test_inputs_of_a_teacher():
     teacher = made.distiller.teachers["teacher"].model
     shares = [(o.logits / 2).softmax(-1) for o in (output, teacher(**other))]
     expected = 4 * kl(*shares).mean().item()
-    assert found["kl_divergence"].raw.item() == pytest.approx(expected, rel=1e-4)
+    # Of nearly equal logits: how far float32 gets depends on the processor.
+    assert found["kl_divergence"].raw.item() == pytest.approx(expected, rel=1e-3)
 
 
 # -- copying --------------------------------------------------------------------------------------
