@@ -442,15 +442,21 @@ class Distiller(nn.Module):
                 student, teacher = student[chosen], teacher[chosen]
                 extra = {key: value[chosen] for key, value in extra.items()}
                 extra.update(weight=weight[chosen], total=total)
-        if pair.avg_factor is not None:
-            extra["total"] = pair.avg_factor
+        extra.update(self._told(pair))
         if "image" in takes:
             extra["image"] = context.images
-        if "stage" in takes:
-            extra["stage"] = self._stage
         if self._is_adversarial(pair):
             self._played[pair.name] = (student.detach(), teacher.detach(), extra)
         return self._loss_of(pair, index)(student, teacher, **extra)
+
+    def _told(self, pair: Pair) -> dict[str, Any]:
+        """What a loss is told whatever it compares: its divisor, the stage."""
+        told: dict[str, Any] = {}
+        if pair.avg_factor is not None:
+            told["total"] = pair.avg_factor
+        if "stage" in self._forward_args[pair.name]:
+            told["stage"] = self._stage
+        return told
 
     def _target(self, pair: Pair, context: Context) -> Tensor:
         name = getattr(self.losses[pair.name], "target_name", None) or output_name(pair.student)
@@ -502,10 +508,7 @@ class Distiller(nn.Module):
             extra = self._on_tap(pair, region, compared)
             if "target" in self._forward_args[pair.name]:
                 extra["target"] = self._target(pair, context)
-            if pair.avg_factor is not None:
-                extra["total"] = pair.avg_factor
-            if "stage" in self._forward_args[pair.name]:
-                extra["stage"] = self._stage
+            extra.update(self._told(pair))
             values.append(self._loss_of(pair, index)(s, t, **extra))
         return values
 

@@ -97,7 +97,7 @@ class Stage:
         freeze: Modules that are not; taken off from ``train``. See :mod:`.stages`.
         plateau: Ends the stage earlier: ``dict(patience=3)`` when the mean of ``monitor`` over an
             epoch (a figure of the training log; ``"loss"`` by default) has not fallen by the share
-            ``min_delta`` (1e-3) of its best for that many epochs. See :class:`.stages.Plateau`.
+            ``min_delta`` (1e-3) of its best for that many epochs. See :class:`.plateau.Plateau`.
     """
 
     name: str

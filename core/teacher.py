@@ -148,14 +148,17 @@ def file_sha256(path: str | Path) -> str:
 
 
 def state_sha256(model: nn.Module) -> str:
-    """Return the SHA-256 of a network's weights, for one that comes from no file of its own.
+    """Return the SHA-256 of a network's weights and buffers, for one that comes from no file.
 
     Example:
         >>> state_sha256(nn.Identity())[:8]
         'e3b0c442'
+        >>> a, b = nn.Linear(2, 2), nn.Linear(2, 2)
+        >>> state_sha256(a) == state_sha256(a), state_sha256(a) == state_sha256(b)
+        (True, False)
     """
     digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
+    for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

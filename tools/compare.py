@@ -6,16 +6,13 @@ import argparse
 import importlib
 import io
 import shlex
-import signal
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from taskdistill.core.errors import DistillError
+from taskdistill.tasks.common.commands import make_console, positive, stop_as_by_ctrl_c
 
 if TYPE_CHECKING:
     from taskdistill.tasks.common.compare import Contender
@@ -39,10 +36,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="configs to train (.py of tools/train.py, .yaml or .json of tools/train_nlp.py), "
         "patterns, or folders of them",
     )
-    parser.add_argument("--seeds", type=_positive, default=3, help="runs of each (default: 3)")
+    parser.add_argument("--seeds", type=positive, default=3, help="runs of each (default: 3)")
     parser.add_argument(
         "--jobs",
-        type=lambda text: None if text == "auto" else _positive(text),
+        type=lambda text: None if text == "auto" else positive(text),
         help="training processes at once (default: auto, one a core; one where there is a GPU)",
     )
     parser.add_argument(
@@ -80,7 +77,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--gap", metavar="NAME", help="add the share of the gap to this teacher that is recovered"
     )
-    parser.add_argument("--epochs", type=_positive, help="epochs of every run; schedules scale")
+    parser.add_argument("--epochs", type=positive, help="epochs of every run; schedules scale")
     parser.add_argument(
         "--cfg-options",
         nargs="+",
@@ -97,16 +94,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
-    return int(text)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def _read(path: Path, args: argparse.Namespace) -> Contender:
     # Imported for its own configs only: one task's packages do for them.
     module, _, name = (MM if path.suffix == ".py" else NLP).partition(":")
@@ -117,13 +104,8 @@ def _read(path: Path, args: argparse.Namespace) -> Contender:
 def main(argv: list[str] | None = None) -> int:
     """Run the comparison; return the exit status."""
     args = parse_args(argv)
-    # Ended by the system or by a closed terminal, stop the training processes as for Ctrl-C.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup asks to survive the terminal
-            signal.signal(number, _interrupt)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
+    stop_as_by_ctrl_c()
+    console = make_console()
     command = shlex.join(["python", *(sys.argv if argv is None else ["tools/compare.py", *argv])])
     try:
         # Imported late: they take seconds, which --help and a mistyped option need not wait for.

@@ -6,15 +6,12 @@ import argparse
 import importlib
 import io
 import shlex
-import signal
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from types import FrameType
-
-from rich.console import Console
 
 from taskdistill.core.errors import DistillError
+from taskdistill.tasks.common.commands import make_console, positive, stop_as_by_ctrl_c
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = {
@@ -43,17 +40,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         epilog="Interrupted, the same command continues where it stopped.",
     )
     parser.add_argument("--task", choices=sorted(TASKS), default="detection")
-    parser.add_argument("--seeds", type=_positive, default=1, help="students of each kind")
+    parser.add_argument("--seeds", type=positive, default=1, help="students of each kind")
     parser.add_argument(
         "--work-dir", type=Path, help="logs, checkpoints, report (default: work_dirs/demo/TASK)"
     )
     parser.add_argument(
         "--jobs",
-        type=lambda text: None if text == "auto" else _positive(text),
+        type=lambda text: None if text == "auto" else positive(text),
         help="training processes at once (default: auto, one a core)",
     )
     parser.add_argument(
-        "--epochs", type=_positive, help="epochs of every run, instead of the configs' own"
+        "--epochs", type=positive, help="epochs of every run, instead of the configs' own"
     )
     parser.add_argument(
         "--fresh", action="store_true", help="forget earlier runs in the work folder"
@@ -61,26 +58,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
-    return int(text)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the demo; return the exit status."""
     args = parse_args(argv)
-    # Ended by the system or by a closed terminal, stop the training processes as for Ctrl-C.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup asks to survive the terminal
-            signal.signal(number, _interrupt)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
+    stop_as_by_ctrl_c()
+    console = make_console()
     command = shlex.join(["python", *(sys.argv if argv is None else ["tools/demo.py", *argv])])
     try:
         # Imported late: they take seconds, which --help and a mistyped option need not wait for.

@@ -219,8 +219,7 @@ class ClassifierAdapter(TaskAdapter):
         if further is None:
             return {}
         losses = further(inputs, data_samples)
-        if (logits := getattr(self.student, "augmented_logits", None)) is not None:
-            self._seen["aug_logits"] = logits
+        self._seen.update(self._student.take_outputs())
         return losses
 
     @property

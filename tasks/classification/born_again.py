@@ -11,12 +11,10 @@ import copy
 import os
 import shlex
 import shutil
-import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -30,6 +28,7 @@ from torch import Tensor
 from ...core.errors import CheckpointError, ConfigError, DistillError
 from ...core.online import ensemble_logits
 from ...core.teacher import file_sha256, load_weights
+from ..common.commands import make_console, positive, stop_as_by_ctrl_c
 from ..common.cost import available_cores
 from ..common.demo.jobs import RESULT_FILE, Job, JobQueue, fingerprint
 from ..common.demo.progress import Progress
@@ -93,7 +92,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "config", help="config with a distill entry: the pairs that every generation learns by"
     )
     parser.add_argument(
-        "--generations", type=_positive, default=3, help="how many learn from another (default: 3)"
+        "--generations", type=positive, default=3, help="how many learn from another (default: 3)"
     )
     parser.add_argument("--work-dir", type=Path, help="default: work_dirs/CONFIG_born_again")
     parser.add_argument(
@@ -119,13 +118,8 @@ def main(root: Path, argv: Sequence[str] | None = None) -> int:
         argv: Arguments; those of the process by default.
     """
     args = parse_args(argv)
-    # Ended by the system or by a closed terminal, stop the training process as for Ctrl-C.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) == signal.SIG_DFL:  # nohup asks to survive the terminal
-            signal.signal(number, _interrupt)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
+    stop_as_by_ctrl_c()
+    console = make_console()
     words = sys.argv if argv is None else ["tools/born_again.py", *argv]
     try:
         _run(args, root, console)
@@ -140,16 +134,6 @@ def main(root: Path, argv: Sequence[str] | None = None) -> int:
         )
         return 130
     return 0
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
-    return int(text)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _run(args: argparse.Namespace, root: Path, console: Console) -> None:

@@ -116,11 +116,15 @@ class SelfTaughtClassifier(ImageClassifier):
             "hint_raw": terms["hint_raw"].detach(),
         }
 
-    def further_scores(self, inputs: Tensor) -> dict[str, Tensor]:
-        """What each exit says, and the mean of the probabilities of all and of the network."""
+    def answer(self, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """See the base class; the network runs once."""
         logits = [each.float() for each in self.exits(self.network, inputs).logits]
         found = {f"exit{i}": each.softmax(1) for i, each in enumerate(logits[:-1])}
-        return {**found, "ensemble": ensemble_logits(logits).exp()}
+        return logits[-1], {**found, "ensemble": ensemble_logits(logits).exp()}
+
+    def further_scores(self, inputs: Tensor) -> dict[str, Tensor]:
+        """What each exit says, and the mean of the probabilities of all and of the network."""
+        return self.answer(inputs)[1]
 
     def exit_at(self, images: Tensor, index: int) -> Tensor:
         """Logits of one exit, computing no more than they need.

@@ -90,9 +90,9 @@ class ImageClassifier(CheckedModel):
         self._outputs = _Fleeting()
         self.label_smoothing = label_smoothing
         self.temperature = temperature
-        # A module that comes as it is has the weights that its owner gave it.
-        self._keeps_weights = isinstance(network, nn.Module) or is_pretrained(network)
         self._comes_trained = not isinstance(network, nn.Module) and is_pretrained(network)
+        # A module that comes as it is has the weights that its owner gave it.
+        self._keeps_weights = isinstance(network, nn.Module) or self._comes_trained
         if drops:
             add_drops(self.network, drops)
         self.register_state_dict_post_hook(_export_network)
@@ -258,8 +258,9 @@ class ImageClassifier(CheckedModel):
             One dict a sample: ``scores`` (K,), ``label`` (an int, or None where there is none) and
             ``further``, other ways of predicting: ``{name: (K,)}`` of :meth:`further_scores`.
         """
-        scores = self.bare(inputs).float().softmax(1).cpu()
-        further = {name: value.float().cpu() for name, value in self.further_scores(inputs).items()}
+        logits, others = self.answer(inputs)
+        scores = logits.float().softmax(1).cpu()
+        further = {name: value.float().cpu() for name, value in others.items()}
         known = [None] * len(scores) if labels is None else labels.tolist()
         return [
             {
@@ -269,6 +270,12 @@ class ImageClassifier(CheckedModel):
             }
             for index, label in enumerate(known)
         ]
+
+    def answer(self, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The network's logits (B, K), and :meth:`further_scores`; where one forward gives both, a
+        subclass says so here.
+        """
+        return self.bare(inputs), self.further_scores(inputs)
 
     def further_scores(self, inputs: Tensor) -> dict[str, Tensor]:
         """Probabilities (B, K) of other ways of predicting (exits, ensembles); none by default."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,9 +24,10 @@ from ..common.export import (
     export_first,
     need_onnx,
     onnx_call,
-    quiet_exporters,
     read_targets,
     save_state,
+    write_onnx,
+    write_program,
 )
 from ..openmm.config import load_config, plain_config
 from ..openmm.teacher import SAFE_GLOBALS, read_mm_checkpoint
@@ -49,7 +50,7 @@ __all__ = [
 _TOLERANCE = 1e-4
 
 # What may vary: the batch, or of a network that fixes it nothing.
-_WAYS: Sequence[tuple[str, ...]] = (("batch",), ())
+_WAYS: Sequence[Mapping[int, str]] = ({0: "batch"}, {})
 
 
 def build_classifier(
@@ -223,22 +224,12 @@ def export_onnx(network: nn.Module, path: str | Path, shape: Sequence[int]) -> t
     with evaluating(network):
         names = [f"exit{index}" for index in range(len(_run(network, images)) - 1)] + ["logits"]
 
-        def write(axes: tuple[str, ...], target: Path) -> None:
-            with quiet_exporters():
-                torch.onnx.export(
-                    network,
-                    (images,),
-                    str(target),
-                    input_names=["images"],
-                    output_names=names,
-                    dynamic_shapes=[_dynamic(axes)],
-                    dynamo=True,
-                    external_data=False,
-                )
+        def write(axes: Mapping[int, str], target: Path) -> None:
+            write_onnx(network, images, target, (["images"], names), axes)
             if checked_by_onnxruntime():
                 _compare(network, onnx_call(target, "images"), images, axes, "The ONNX file")
 
-        return export_first(write, _WAYS, Path(path))
+        return tuple(export_first(write, _WAYS, Path(path)).values())
 
 
 def export_program(network: nn.Module, path: str | Path, shape: Sequence[int]) -> tuple[str, ...]:
@@ -260,18 +251,11 @@ def export_program(network: nn.Module, path: str | Path, shape: Sequence[int]) -
     with evaluating(network):
         _run(network, images)
 
-        def write(axes: tuple[str, ...], target: Path) -> None:
-            with quiet_exporters():
-                program = torch.export.export(network, (images,), dynamic_shapes=(_dynamic(axes),))
-                torch.export.save(program, str(target))
-                loaded = torch.export.load(str(target)).module()
+        def write(axes: Mapping[int, str], target: Path) -> None:
+            loaded = write_program(network, images, target, axes)
             _compare(network, loaded, images, axes, "The program")
 
-        return export_first(write, _WAYS, Path(path))
-
-
-def _dynamic(axes: tuple[str, ...]) -> dict[int, Any]:
-    return {0: torch.export.Dim.DYNAMIC} if axes else {}
+        return tuple(export_first(write, _WAYS, Path(path)).values())
 
 
 def _example(shape: Sequence[int]) -> Tensor:
@@ -301,7 +285,7 @@ def _compare(
     network: nn.Module,
     exported: Callable[[Tensor], Any],
     images: Tensor,
-    axes: tuple[str, ...],
+    axes: Mapping[int, str],
     what: str,
 ) -> None:
     """Hold what was written against the network, with other batches too where these may vary."""

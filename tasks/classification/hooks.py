@@ -10,7 +10,7 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS
 
 from ...core.errors import CheckpointError, ConfigError
-from ..openmm.model import DistilledModel
+from ..openmm.model import student_of
 from .classifier import ImageClassifier
 
 __all__ = ["SIDE_ENTRY", "PartnersHook", "classifier_of"]
@@ -25,9 +25,7 @@ def classifier_of(model: Any) -> ImageClassifier:
     Raises:
         CheckpointError: If there is none.
     """
-    model = getattr(model, "module", model)
-    if isinstance(model, DistilledModel):
-        model = model.student
+    model = student_of(model)
     if not isinstance(model, ImageClassifier):
         raise CheckpointError(f"Expected an image classifier, got {type(model).__name__}.")
     return model

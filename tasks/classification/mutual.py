@@ -209,11 +209,15 @@ class MutualClassifier(ImageClassifier):
                     logits[k] = self._told(network, inputs)
         return figures
 
-    def further_scores(self, inputs: Tensor) -> dict[str, Tensor]:
-        """What each peer says, and the mean of the probabilities of all networks."""
+    def answer(self, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """See the base class; every network runs once."""
         logits = [network(inputs).float() for network in self.networks]
         found = {f"peer{k}": each.softmax(1) for k, each in enumerate(logits) if k}
-        return {**found, "ensemble": ensemble_logits(logits).exp()}
+        return logits[0], {**found, "ensemble": ensemble_logits(logits).exp()}
+
+    def further_scores(self, inputs: Tensor) -> dict[str, Tensor]:
+        """What each peer says, and the mean of the probabilities of all networks."""
+        return self.answer(inputs)[1]
 
     def _terms(
         self, k: int, logits: Tensor, others: Sequence[Tensor], labels: Tensor

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...core.errors import CheckpointError, ConfigError
 from ...core.netaug import NetAug
 from ..openmm.steps import training_progress
-from .classifier import NETWORK, ImageClassifier, _Fleeting
+from .classifier import NETWORK, ImageClassifier
 from .regularise import add_drops, check_number
 
 __all__ = ["AugmentedClassifier"]
@@ -93,7 +93,6 @@ class AugmentedClassifier(ImageClassifier):
         self.network = self.netaug.network
         if drops:  # hooks on the layers there are now
             add_drops(self.network, drops)
-        self._augmented = _Fleeting()
         self.alpha = alpha
         self.expand_only = expand_only if self._may_widen() else 0
         self.stop = stop
@@ -107,14 +106,6 @@ class AugmentedClassifier(ImageClassifier):
         self.register_state_dict_post_hook(_slice)
         self.register_load_state_dict_pre_hook(_embed)
 
-    @property
-    def augmented_logits(self) -> Tensor | None:
-        """Logits (B, K) of the wider network of this step, with their graph.
-
-        ``None`` until :meth:`untapped_loss` has run, and where nothing is drawn.
-        """
-        return self._augmented.get("logits")
-
     def forward(
         self, inputs: Tensor, data_samples: Tensor | None = None, mode: str = "tensor"
     ) -> Any:
@@ -123,17 +114,13 @@ class AugmentedClassifier(ImageClassifier):
         if mode == "loss":
             assert data_samples is not None  # seen to above
             found.update(self.untapped_loss(inputs, data_samples))
+            self.take_outputs()  # nobody compares them
         return found
-
-    def loss(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The base's losses alone."""
-        self._augmented.clear()
-        return super().loss(inputs, labels)
 
     def untapped_loss(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The loss of one wider network, drawn for this step; for when nobody reads taps.
 
-        Its logits are :attr:`augmented_logits`, where one is drawn.
+        Its logits are remembered as ``aug_logits``, where one is drawn.
 
         Args:
             inputs: Normalised images (B, C, H, W).
@@ -142,7 +129,6 @@ class AugmentedClassifier(ImageClassifier):
         Raises:
             ConfigError: If ``expand_only`` leaves no epoch in which widths are drawn.
         """
-        self._augmented.clear()
         width, expansion = self.drawn()
         if not (width or expansion):
             return {}
@@ -151,7 +137,7 @@ class AugmentedClassifier(ImageClassifier):
         with self.netaug.restored():
             self.netaug.sample(generator, width, expansion)
             logits = self.network(inputs)
-        self._augmented["logits"] = logits
+        self.remember(aug_logits=logits)
         return {"loss_aug": self.alpha * self.classification_loss(logits, labels)}
 
     def drawn(self) -> tuple[bool, bool]:

@@ -124,11 +124,15 @@ class OneClassifier(ImageClassifier):
             "one_raw": raw.detach(),
         }
 
-    def further_scores(self, inputs: Tensor) -> dict[str, Tensor]:
-        """What each further branch says, and the gated ensemble of all."""
+    def answer(self, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """See the base class; the shared layers run once."""
         outputs = self.branches(self.network, inputs)
         found = {f"branch{i}": z.float().softmax(1) for i, z in enumerate(outputs.logits) if i}
-        return {**found, "ensemble": outputs.ensemble.softmax(1)}
+        return outputs.logits[0], {**found, "ensemble": outputs.ensemble.softmax(1)}
+
+    def further_scores(self, inputs: Tensor) -> dict[str, Tensor]:
+        """What each further branch says, and the gated ensemble of all."""
+        return self.answer(inputs)[1]
 
     def peer(self, number: int) -> nn.Module:
         """One branch as a plain network of its own, with the shared layers.

@@ -8,10 +8,10 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,10 @@ __all__ = [
     "export_first",
     "need_onnx",
     "onnx_call",
-    "quiet_exporters",
     "read_targets",
     "save_state",
+    "write_onnx",
+    "write_program",
 ]
 
 Choice = TypeVar("Choice")
@@ -152,6 +153,56 @@ def checked_by_onnxruntime() -> bool:
     return find_spec("onnxruntime") is not None
 
 
+def write_onnx(
+    network: nn.Module,
+    images: Tensor,
+    target: Path,
+    names: tuple[Sequence[str], Sequence[str]],
+    free: Iterable[int],
+) -> None:
+    """Write a network as one ONNX file.
+
+    Args:
+        network: In eval mode.
+        images: What it is traced with.
+        target: The file.
+        names: Of its inputs, and of its outputs.
+        free: Dimensions of the images that may vary.
+    """
+    with _quiet_exporters():
+        torch.onnx.export(
+            network,
+            (images,),
+            str(target),
+            input_names=names[0],
+            output_names=names[1],
+            dynamic_shapes=[_dynamic(free)],
+            dynamo=True,
+            external_data=False,
+        )
+
+
+def write_program(
+    network: nn.Module, images: Tensor, target: Path, free: Iterable[int]
+) -> nn.Module:
+    """Write a network as a ``torch.export`` program, and return what is read back from the file.
+
+    Args:
+        network: In eval mode.
+        images: What it is traced with.
+        target: The file.
+        free: Dimensions of the images that may vary.
+    """
+    with _quiet_exporters():
+        program = torch.export.export(network, (images,), dynamic_shapes=(_dynamic(free),))
+        torch.export.save(program, str(target))
+        return torch.export.load(str(target)).module()
+
+
+def _dynamic(free: Iterable[int]) -> dict[int, Any]:
+    return dict.fromkeys(free, torch.export.Dim.DYNAMIC)
+
+
 def onnx_call(path: Path, name: str) -> Callable[[Tensor], tuple[Tensor, ...]]:
     """Return what runs an ONNX file on the CPU.
 
@@ -168,7 +219,7 @@ def onnx_call(path: Path, name: str) -> Callable[[Tensor], tuple[Tensor, ...]]:
 
 
 @contextlib.contextmanager
-def quiet_exporters() -> Iterator[None]:
+def _quiet_exporters() -> Iterator[None]:
     """Without the exporters' progress and advice, which speak to those who write exporters."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

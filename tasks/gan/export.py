@@ -22,9 +22,10 @@ from ..common.export import (
     export_first,
     need_onnx,
     onnx_call,
-    quiet_exporters,
     read_targets,
     save_state,
+    write_onnx,
+    write_program,
 )
 from ..openmm.config import load_config, plain_config
 from ..openmm.profile import input_shape
@@ -186,17 +187,7 @@ def export_onnx(
         _run(generator, example)
 
         def write(axes: Mapping[int, str], target: Path) -> None:
-            with quiet_exporters():
-                torch.onnx.export(
-                    generator,
-                    (example,),
-                    str(target),
-                    input_names=["image"],
-                    output_names=["translated"],
-                    dynamic_shapes=[_dynamic(axes)],
-                    dynamo=True,
-                    external_data=False,
-                )
+            write_onnx(generator, example, target, (["image"], ["translated"]), axes)
             if checked_by_onnxruntime():
                 run = onnx_call(target, "image")
                 _compare(generator, lambda image: run(image)[0], example, axes, "The ONNX file")
@@ -226,19 +217,10 @@ def export_program(
         _run(generator, example)
 
         def write(axes: Mapping[int, str], target: Path) -> None:
-            with quiet_exporters():
-                program = torch.export.export(
-                    generator, (example,), dynamic_shapes=(_dynamic(axes),)
-                )
-                torch.export.save(program, str(target))
-                loaded = torch.export.load(str(target)).module()
+            loaded = write_program(generator, example, target, axes)
             _compare(generator, loaded, example, axes, "The program")
 
         return tuple(export_first(write, _WAYS, Path(path)).values())
-
-
-def _dynamic(axes: Mapping[int, str]) -> dict[int, Any]:
-    return dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
 
 
 def _example(shape: Sequence[int]) -> Tensor:

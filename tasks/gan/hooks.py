@@ -9,7 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from ...core.errors import CheckpointError
-from ..openmm.model import DistilledModel
+from ..openmm.model import student_of
 from .translation import TranslationModel
 
 __all__ = ["SIDE_ENTRY", "AdversaryHook", "translator_of"]
@@ -24,9 +24,7 @@ def translator_of(model: Any) -> TranslationModel:
     Raises:
         CheckpointError: If there is none.
     """
-    model = getattr(model, "module", model)
-    if isinstance(model, DistilledModel):
-        model = model.student
+    model = student_of(model)
     if not isinstance(model, TranslationModel):
         raise CheckpointError(f"Expected an image translator, got {type(model).__name__}.")
     return model

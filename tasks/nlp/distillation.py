@@ -18,7 +18,7 @@ from ...core.modes import evaluating
 from ...core.recipe import Pair, Progress, members, output_name
 from ...core.stages import Holding
 from ...core.taps import Captured
-from ...core.teacher import FrozenTeacher, read_checkpoint
+from ...core.teacher import FrozenTeacher, read_checkpoint, state_sha256
 from .models.ib_bert import copy_embeddings_and_head
 from .outputs import (
     ADAPTED,
@@ -33,7 +33,7 @@ from .outputs import (
 )
 from .progressive import ProgressiveTraining
 from .recipes import Plan, Shape, make_plan
-from .teacher import fingerprint, model_of
+from .teacher import model_of
 from .vocabulary import (
     check_labels,
     check_vocabulary,
@@ -131,7 +131,7 @@ class Distillation:
             )
             self.holding = Holding(self.distiller)
             self._try(example, seed)
-        self.fingerprints = {name: fingerprint(model) for name, model in models.items()}
+        self.fingerprints = {name: state_sha256(model) for name, model in models.items()}
 
     # -- before training --------------------------------------------------------------------------
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from safetensors import SafetensorError
 from torch import nn
@@ -16,7 +14,7 @@ from transformers import PreTrainedModel
 from ...core.errors import ConfigError, TeacherError, did_you_mean
 from ...core.teacher import FrozenTeacher
 
-__all__ = ["fingerprint", "load_teacher"]
+__all__ = ["load_teacher", "model_of"]
 
 _OPTIONS = ("path", "precision", "compile", "attn_implementation", "revision")
 
@@ -86,22 +84,6 @@ def _check_folder(path: str) -> None:
         raise ConfigError(
             f"Teacher folder {path!r} does not exist. Train the teacher first, or mend the path."
         )
-
-
-def fingerprint(model: nn.Module) -> str:
-    """A hash of all weights and buffers of a model, by name.
-
-    Example:
-        >>> a, b = nn.Linear(2, 2), nn.Linear(2, 2)
-        >>> fingerprint(a) == fingerprint(a), fingerprint(a) == fingerprint(b)
-        (True, False)
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        data = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(data.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def model_of(teacher: PreTrainedModel | nn.Module | FrozenTeacher) -> nn.Module:

@@ -21,7 +21,7 @@ from .optim import CRITIC, STUDENT, AlternatingOptimWrapper
 from .steps import average_gradients, gradient_norm, training_progress
 from .teacher import build_teacher
 
-__all__ = ["DistilledModel"]
+__all__ = ["DistilledModel", "student_of"]
 
 _OPTIONS = (
     "teacher",
@@ -257,6 +257,14 @@ class DistilledModel(CheckedModel):
                 f"{error} The critic of {', '.join(blamed)} may have diverged: lower "
                 "distill.critic.optimizer.lr."
             ) from None
+
+
+def student_of(model: Any) -> Any:
+    """Return the network in training without what it may be wrapped in: data-parallel training,
+    distillation.
+    """
+    model = getattr(model, "module", model)
+    return model.student if isinstance(model, DistilledModel) else model
 
 
 def _is_adversarial(loss: nn.Module) -> bool:

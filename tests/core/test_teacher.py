@@ -413,6 +413,30 @@ def test_a_file_from_before_batches_were_counted(tmp_path: Path):
         load_weights(wider, tmp_path / "short.th")
 
 
+def test_the_hash_of_weights_is_of_names_values_shapes_and_types():
+    def network(value: float = 1.0) -> nn.Module:
+        made = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+        for tensor in made.state_dict().values():
+            tensor.fill_(value)
+        return made
+
+    base = network()
+    assert state_sha256(base) == state_sha256(network())
+    others = [network(), network(), network().to(torch.bfloat16), nn.Sequential(base)]
+    others[0].get_parameter("0.weight").data[1, 0] += 1e-6
+    others[1].get_buffer("1.running_mean")[2] = 0.5
+    others.append(network())
+    first: Any = others[-1].get_submodule("0")
+    first.weight = nn.Parameter(first.weight.reshape(2, 3))
+    assert len({state_sha256(model) for model in [base, *others]}) == 6
+
+
+def test_the_hash_of_weights_needs_no_order_of_memory():
+    one, other = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+    other.weight = nn.Parameter(one.weight.detach().t().contiguous().t())
+    assert state_sha256(one) == state_sha256(other)
+
+
 def test_the_hash_of_weights_is_of_names_shapes_and_values():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))

@@ -1,16 +1,7 @@
 # NetAug on MCUNet, 176 pixels: 61.4 % without, 62.7 % with it (authors' README).
-_base_ = ["../_base_/netaug_schedule.py", "../_base_/imagenet.py"]
+_base_ = "mobilenet_v2_tiny_r144.py"
 size = 176
-model = dict(
-    type="AugmentedClassifier",
-    network=dict(type="MCUNet", num_classes=1000),
-    width=[1.0, 1.6, 2.2],
-    expansion=[1.0, 1.6, 2.2, 2.8],
-    alpha=1.0,
-    expand_only=75,
-    label_smoothing=0.1,
-    data_preprocessor={{_base_.data_preprocessor}},
-)
+model = dict(network=dict(type="MCUNet"), width=[1.0, 1.6, 2.2])
 train_dataloader = dict(
     dataset=dict(
         transforms=[

@@ -1,16 +1,7 @@
 # NetAug on ProxylessNAS-Mobile at width 0.35, 160 pixels: 59.1 % without, 60.8 % with it (README).
-_base_ = ["../_base_/netaug_schedule.py", "../_base_/imagenet.py"]
+_base_ = "mobilenet_v2_tiny_r144.py"
 size = 160
-model = dict(
-    type="AugmentedClassifier",
-    network=dict(type="ProxylessNASMobile", width=0.35, num_classes=1000),
-    width=[1.0, 1.8, 2.6],
-    expansion=[1.0, 1.6, 2.2, 2.8],
-    alpha=1.0,
-    expand_only=75,
-    label_smoothing=0.1,
-    data_preprocessor={{_base_.data_preprocessor}},
-)
+model = dict(network=dict(type="ProxylessNASMobile", width=0.35))
 train_dataloader = dict(
     dataset=dict(
         transforms=[

@@ -327,7 +327,7 @@ def test_pairs_by_a_slow_reference(pair, kind, queries):
     student, teacher, inputs, samples = pair(kind, queries=queries)
     samples[1].set_metainfo(dict(img_shape=(60, 64)))
     context, raw, asked = context_of(student, teacher, inputs, samples, regions=("all", "main"))
-    expected, main = [], []
+    expected, main, sides = [], [], []
     for image, sample in enumerate(samples):
         height, width = sample.img_shape
         x1, y1, x2, y2 = (
@@ -338,6 +338,7 @@ def test_pairs_by_a_slow_reference(pair, kind, queries):
             (r[0][-1][image, -n:], r[1][-1][image, -n:])
             for r, n in ((raw, QUERIES), (asked["teacher"], queries))
         )
+        sides.append((ours, theirs))
         found = slow_pairs(kind, ours, theirs, boxes, sample.gt_instances.labels.tolist())
         expected += [(image, s, t) for s, t in found]
         main += [i < len(boxes) for i in range(len(found))]
@@ -348,6 +349,18 @@ def test_pairs_by_a_slow_reference(pair, kind, queries):
     # Untrained queries say nearly the same: which of two equal costs is taken, float32 decides,
     # another way on another processor.
     assert sum(a != b for a, b in zip(got, expected, strict=True)) <= 0.05 * len(expected)
+
+    def cost(pairs):
+        total = 0.0
+        for image, s, t in pairs:
+            ours, theirs = sides[image]
+            label = int(theirs[0][t][:3].argmax())
+            total += slow_cost(kind, ours[0][s], ours[1][s], label, theirs[1][t])
+        return total
+
+    assert cost(got) == pytest.approx(cost(expected), rel=1e-6)
+    for side in (1, 2):  # no query twice
+        assert len({(pair[0], pair[side]) for pair in got}) == len(got)
     assert len(expected) == 4 * min(QUERIES, queries)
     assert context.regions["main"].weight.tolist() == main
     # Not what the order of the queries says.

@@ -19,9 +19,8 @@ from taskdistill.core import losses as L
 from taskdistill.core.distiller import Term
 from taskdistill.core.errors import CheckpointError, ConfigError, DistillError, TeacherError
 from taskdistill.core.recipe import Progress
-from taskdistill.core.teacher import FrozenTeacher
+from taskdistill.core.teacher import FrozenTeacher, state_sha256
 from taskdistill.tasks.nlp.distillation import STATE_FILE, Distillation
-from taskdistill.tasks.nlp.teacher import fingerprint
 
 CLASSIFIER = "ForSequenceClassification"
 WIDE: dict[str, Any] = dict(hidden_size=12, num_hidden_layers=4, intermediate_size=24)
@@ -503,11 +502,11 @@ def test_student_and_random_numbers_are_untouched():
     # transformers puts hooks of its own on a model that it was once asked for states or maps.
     student(**texts(), output_hidden_states=True, output_attentions=True)
     hooks = _hooks(student)
-    before, state = fingerprint(student), torch.random.get_rng_state()
+    before, state = state_sha256(student), torch.random.get_rng_state()
     spec = [*EVERYTHING, dict(student="outputs.logits", loss="KLDivergence")]
     Distillation(student, {"teacher": encoder_without_noise(**WIDE)}, spec, seed=5)
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert fingerprint(student) == before
+    assert state_sha256(student) == before
     assert {name: module.training for name, module in student.named_modules()} == modes
     assert not embeddings.training
     assert student.config._attn_implementation == "sdpa"
@@ -575,10 +574,10 @@ def test_inputs_of_a_teacher():
         output = made.student(**batch)
     found = made.terms(seen, output, batch, None, Progress(), {"teacher": other})
     teacher = made.distiller.teachers["teacher"].model
-    shares = [(o.logits / 2).softmax(-1) for o in (output, teacher(**other))]
+    # In float64: of nearly equal logits, float32 leaves a few of its own steps.
+    shares = [(o.logits.double() / 2).softmax(-1) for o in (output, teacher(**other))]
     expected = 4 * kl(*shares).mean().item()
-    # Of nearly equal logits: how far float32 gets depends on the processor.
-    assert found["kl_divergence"].raw.item() == pytest.approx(expected, rel=1e-3)
+    assert found["kl_divergence"].raw.item() == pytest.approx(expected, abs=5e-7)
 
 
 # -- copying --------------------------------------------------------------------------------------
