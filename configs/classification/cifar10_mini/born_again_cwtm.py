@@ -2,11 +2,5 @@
 _base_ = "born_again.py"
 distill = dict(
     task_weights=dict(loss_cls=0.0),
-    pairs=[
-        dict(
-            _delete_=True,
-            student="outputs.logits",
-            loss="ConfidenceWeightedCrossEntropy",
-        )
-    ],
+    pairs=[dict(student="outputs.logits", loss="ConfidenceWeightedCrossEntropy")],
 )
