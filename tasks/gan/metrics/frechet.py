@@ -149,7 +149,7 @@ def frechet_distance(real: Statistics, fake: Statistics) -> float:
 
     Raises:
         ShapeError: If the dimensions differ.
-        DataError: If the root of the product has a large imaginary part.
+        DataError: If a covariance has negative eigenvalues.
 
     Example:
         >>> import numpy as np
@@ -185,13 +185,32 @@ def frechet_distance(real: Statistics, fake: Statistics) -> float:
                 real.mean, real.covariance, fake.mean, fake.covariance
             )
         except ValueError as error:
-            raise DataError(
-                f"The Frechet distance of these statistics cannot be computed ({error}): their "
-                "covariances are too near to singular. Use more images, or fewer dims."
-            ) from error
+            # Of singular covariances (few images) rounding alone may give the root of the product
+            # an imaginary part. By a symmetric form it has none.
+            value = _by_symmetric_root(real, fake, str(error))
     if message := said.getvalue().strip():
         warnings.warn(message, stacklevel=2)
     return float(value)
+
+
+def _by_symmetric_root(real: Statistics, fake: Statistics, reason: str) -> float:
+    """The distance with ``tr (C_r C_f)^(1/2)`` as the trace of ``(C_r^(1/2) C_f C_r^(1/2))^(1/2)``.
+
+    The two products have the same eigenvalues; the second one is symmetric, so that they are real.
+    """
+    values, vectors = np.linalg.eigh(real.covariance)
+    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    inner = np.linalg.eigvalsh(root @ fake.covariance @ root)
+    for eigenvalues in (values, np.linalg.eigvalsh(fake.covariance)):
+        if eigenvalues.min() < -1e-6 * abs(eigenvalues).max():
+            raise DataError(
+                f"The Frechet distance of these statistics cannot be computed ({reason}): a "
+                f"covariance has the eigenvalue {eigenvalues.min():.3g} and so is none. Make the "
+                "statistics again from the images."
+            )
+    apart = real.mean - fake.mean
+    traces = np.trace(real.covariance) + np.trace(fake.covariance)
+    return float(apart @ apart + traces - 2 * np.sqrt(inner.clip(min=0)).sum())
 
 
 def kernel_distance(

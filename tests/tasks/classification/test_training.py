@@ -28,7 +28,7 @@ WIDE = dict(SMALL, widths=(8, 8, 16))
 
 
 @HOOKS.register_module(force=True)
-class StopHook(Hook):
+class InterruptHook(Hook):
     """Raise after so many steps, as a power cut would."""
 
     def __init__(self, steps: int) -> None:
@@ -122,7 +122,7 @@ def test_an_interrupted_run_resumes_as_if_nothing_had_happened(tiny_data, teache
     config = kind(tiny_data, teacher, name)
     tiny_data.train(config, tmp_path / "whole")
     stopped = copy.deepcopy(config)
-    stopped["custom_hooks"] = [dict(type="StopHook", steps=8)]  # an epoch has three steps
+    stopped["custom_hooks"] = [dict(type="InterruptHook", steps=8)]  # an epoch has three steps
     with pytest.raises(KeyboardInterrupt):
         tiny_data.train(stopped, tmp_path / "parts")
     resumed = dict(config, resume=True, load_from=str(tmp_path / "parts" / "epoch_2.pth"))

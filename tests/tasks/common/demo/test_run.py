@@ -358,7 +358,7 @@ def run_cli(argv: list[str], monkeypatch, task=FakeTask) -> int:
     tool = load_tool()
     monkeypatch.setitem(sys.modules, "fake_module", SimpleNamespace(Task=task))
     monkeypatch.setitem(tool.TASKS, "detection", "fake_module:Task")
-    monkeypatch.setattr(tool.signal, "signal", lambda *args: None)
+    monkeypatch.setattr(tool, "stop_as_by_ctrl_c", lambda: None)
     return tool.main(argv)
 
 
