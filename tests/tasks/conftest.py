@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # saved_runs, which several file
 pytest.importorskip("mmdet")
 
 from mmengine.config import Config, ConfigDict  # noqa: E402
+from mmengine.logging import MessageHub  # noqa: E402
 from mmengine.registry import DefaultScope, init_default_scope  # noqa: E402
 from PIL import Image  # noqa: E402
 
@@ -607,6 +608,17 @@ def mmdet_scope() -> Iterator[None]:
     """
     with DefaultScope.overwrite_default_scope("mmdet"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def fresh_message_hub() -> Iterator[None]:
+    """Where training stands is in mmengine's newest hub, which an earlier test may have left."""
+    hubs: Any = MessageHub._instance_dict  # type: ignore[attr-defined]
+    before = dict(hubs)
+    hubs.clear()
+    yield
+    hubs.clear()
+    hubs.update(before)
 
 
 @pytest.fixture

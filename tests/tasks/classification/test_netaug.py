@@ -58,7 +58,6 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 def training() -> Any:
     """Where training stands, as the runner's hooks tell."""
     hub = MessageHub.get_current_instance()
-    before = dict(hub.runtime_info)
 
     def stand(step: int = 0, epoch: int = 0, epochs: int = 10) -> None:
         hub.update_info("iter", step)
@@ -66,9 +65,7 @@ def training() -> Any:
         hub.update_info("max_epochs", epochs)
         hub.runtime_info.pop("distill_epoch_length", None)
 
-    yield stand
-    hub.runtime_info.clear()
-    hub.runtime_info.update(before)
+    return stand
 
 
 # -- losses -------------------------------------------------------------------------------------

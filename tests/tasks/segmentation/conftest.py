@@ -16,7 +16,6 @@ import torch
 pytest.importorskip("mmseg")
 
 from mmengine.config import ConfigDict  # noqa: E402
-from mmengine.logging import MessageHub  # noqa: E402
 from mmengine.registry import MODELS, DefaultScope  # noqa: E402
 from PIL import Image  # noqa: E402
 
@@ -476,9 +475,3 @@ def plain_config_text() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("yapf.yapflib.yapf_api.FormatCode", lambda text, **_: (text, True))
         yield
-
-
-@pytest.fixture(autouse=True)
-def fresh_progress() -> None:
-    """No test begins at the step that another one's training ended at."""
-    MessageHub.get_instance(uuid.uuid4().hex)
