@@ -100,6 +100,11 @@ class RecalibrateHook(Hook):
             _install(classifier_of(runner.model).network, self._own)
             self._own = None
 
+    def before_checkpoint(self, runner: Any) -> None:
+        """On every process: the main one, which saves, cannot average alone."""
+        if self._training:
+            self._computed(runner)
+
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Save new statistics, and those of training beside them."""
         if not self._training:

@@ -75,7 +75,14 @@ class DistillRunner(Runner):
             return super().load_checkpoint(filename, *args, **kwargs)
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
-        """Write a checkpoint beside its place and move it there once it is complete."""
+        """Write a checkpoint beside its place and move it there once it is complete.
+
+        Only the main process writes, and calls the hooks' ``before_save_checkpoint``. What takes
+        all processes, a hook does before, in ``before_checkpoint(runner)``.
+        """
+        for hook in self.hooks:
+            if (prepare := getattr(hook, "before_checkpoint", None)) is not None:
+                prepare(self)
         if "://" in out_dir:
             super().save_checkpoint(out_dir, filename, *args, **kwargs)
             return

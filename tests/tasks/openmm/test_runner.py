@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 from saved_runs import RANK_HOOK
 
 from taskdistill.core.errors import CheckpointError
@@ -74,6 +75,21 @@ def test_another_process_leaves_a_half_written_checkpoint_alone(runner, monkeypa
     (tmp_path / ".some.pth.partial").write_bytes(b"half")
     runner.save_checkpoint(str(tmp_path), "some.pth")
     assert (tmp_path / ".some.pth.partial").exists() and not (tmp_path / "some.pth").exists()
+
+
+def test_every_process_prepares_a_checkpoint(runner, monkeypatch, tmp_path):
+    """mmengine calls hooks on the one that writes: an average over processes would never end."""
+
+    class AveragingHook(Hook):
+        def before_checkpoint(self, runner):
+            order.append("prepared")
+
+    order = []
+    monkeypatch.setattr("taskdistill.tasks.openmm.runner.is_main_process", lambda: False)
+    monkeypatch.setattr("mmengine.runner.Runner.save_checkpoint", lambda *a, **k: order.append("w"))
+    runner.register_hook(AveragingHook())
+    runner.save_checkpoint(str(tmp_path), "some.pth")
+    assert order == ["prepared", "w"]
 
 
 def test_a_damaged_checkpoint_is_told_before_it_is_loaded(runner, tmp_path):
