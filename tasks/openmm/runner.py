@@ -80,9 +80,7 @@ class DistillRunner(Runner):
         Only the main process writes, and calls the hooks' ``before_save_checkpoint``. What takes
         all processes, a hook does before, in ``before_checkpoint(runner)``.
         """
-        for hook in self.hooks:
-            if (prepare := getattr(hook, "before_checkpoint", None)) is not None:
-                prepare(self)
+        self.call_hook("before_checkpoint")
         if "://" in out_dir:
             super().save_checkpoint(out_dir, filename, *args, **kwargs)
             return

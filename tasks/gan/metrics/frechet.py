@@ -199,8 +199,6 @@ def _by_symmetric_root(real: Statistics, fake: Statistics, reason: str) -> float
     The two products have the same eigenvalues; the second one is symmetric, so that they are real.
     """
     values, vectors = np.linalg.eigh(real.covariance)
-    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    inner = np.linalg.eigvalsh(root @ fake.covariance @ root)
     for eigenvalues in (values, np.linalg.eigvalsh(fake.covariance)):
         if eigenvalues.min() < -1e-6 * abs(eigenvalues).max():
             raise DataError(
@@ -208,6 +206,8 @@ def _by_symmetric_root(real: Statistics, fake: Statistics, reason: str) -> float
                 f"covariance has the eigenvalue {eigenvalues.min():.3g} and so is none. Make the "
                 "statistics again from the images."
             )
+    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    inner = np.linalg.eigvalsh(root @ fake.covariance @ root)
     apart = real.mean - fake.mean
     traces = np.trace(real.covariance) + np.trace(fake.covariance)
     return float(apart @ apart + traces - 2 * np.sqrt(inner.clip(min=0)).sum())

@@ -63,7 +63,6 @@ def training() -> Any:
         hub.update_info("iter", step)
         hub.update_info("epoch", epoch)
         hub.update_info("max_epochs", epochs)
-        hub.runtime_info.pop("distill_epoch_length", None)
 
     return stand
 

@@ -167,12 +167,18 @@ def test_a_root_that_rounding_made_complex_is_taken_symmetrically(monkeypatch):
     random = np.random.default_rng(0)
     real, fake = (statistics(random.normal(size=(9, 8)) * scale) for scale in (1.0, 3.0))
     expected = frechet_distance(real, fake)
+    # Singular, as where it happens. Three times the vectors have three times mean and deviation.
+    few = random.normal(size=(5, 8))
+    one, three = statistics(few), statistics(3 * few)
+    apart = 4 * (one.mean @ one.mean + np.trace(one.covariance))
 
     def refuse(*args: object) -> float:
         raise ValueError("Imaginary component 0.01")
 
     monkeypatch.setattr("pytorch_fid.fid_score.calculate_frechet_distance", refuse)
     assert frechet_distance(real, fake) == pytest.approx(expected, rel=1e-6)
+    with pytest.warns(UserWarning, match="5 of the real set"):
+        assert frechet_distance(one, three) == pytest.approx(apart, rel=1e-6)
 
 
 def test_what_pytorch_fid_cannot_compute_is_told():
