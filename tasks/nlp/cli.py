@@ -15,6 +15,7 @@ from transformers import Trainer, set_seed
 
 from ...core.errors import CheckpointError, ConfigError, DataError, DistillError, TeacherError
 from ..common.files import write_text
+from ..common.processes import leave_process_group
 from .arguments import ModelArguments, Run, parse, teacher_names
 from .build import build_model, build_tokenizer, load_trained, read_model_config
 from .callback import DistillationCallback
@@ -66,7 +67,9 @@ def train(argv: Sequence[str] | None = None) -> dict[str, float]:
     run = parse(argv)
     _start_logging(run)
     _check_sources(run)
-    return _evaluate_only(run, run.eval_only) if run.eval_only is not None else _train(run)
+    figures = _evaluate_only(run, run.eval_only) if run.eval_only is not None else _train(run)
+    leave_process_group()
+    return figures
 
 
 def _train(run: Run) -> dict[str, float]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.distributed as dist
 from mmengine.config import Config, ConfigDict, DictAction
 
 from ...core.errors import CheckpointError, ConfigError, DistillError
+from ..common.processes import leave_process_group
 from .adapter import adapter_of_scope, task_of
 from .config import load_config, plain_config, prepare_config
 from .runner import build_runner, latest_checkpoint
@@ -75,7 +74,8 @@ def train(argv: Sequence[str] | None = None) -> None:
             cfg.load_from = path
     _task_checks(cfg)
     build_runner(prepare_config(cfg)).train()
-    _leave_group(cfg)
+    if cfg.launcher != "none":
+        leave_process_group()
 
 
 def test(argv: Sequence[str] | None = None) -> None:
@@ -113,7 +113,8 @@ def test(argv: Sequence[str] | None = None) -> None:
         evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
         cfg.test_evaluator = [*evaluators, dict(type="DumpResults", out_file_path=args.out)]
     build_runner(prepare_config(cfg)).test()
-    _leave_group(cfg)
+    if cfg.launcher != "none":
+        leave_process_group()
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
@@ -151,18 +152,6 @@ def _use_amp(cfg: Config) -> None:
     else:
         # mmengine's wrapper insists on a GPU; bfloat16 on a CPU needs no loss scaling.
         cfg.optim_wrapper.type = "CpuAmpOptimWrapper"
-
-
-def _leave_group(cfg: Config) -> None:
-    """Leave the process group that the run joined, and see its threads end.
-
-    A thread of gloo's that still lets go of the last tensors when the interpreter ends aborts the
-    process, though its work is done. The group joins its threads when nothing refers to it any
-    more, and the runner and the data-parallel model do, in circles.
-    """
-    if cfg.launcher != "none" and dist.is_initialized():
-        dist.destroy_process_group()
-        gc.collect()
 
 
 def _task_checks(cfg: Config) -> None:

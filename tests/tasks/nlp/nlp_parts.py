@@ -204,8 +204,6 @@ def layers_recipe(steps: int = 2) -> dict[str, Any]:
 if __name__ == "__main__":
     for each in sys.argv[2:]:
         train_case(sys.argv[1], each)
-    if torch.distributed.is_initialized():
-        import gc
+    from taskdistill.tasks.common.processes import leave_process_group
 
-        torch.distributed.destroy_process_group()
-        gc.collect()
+    leave_process_group()
