@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "CacheError",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -43,6 +44,10 @@ class TeacherError(DistillError, RuntimeError):
 
 class CheckpointError(DistillError, RuntimeError):
     """A checkpoint is missing, damaged, or belongs to something else."""
+
+
+class CacheError(DistillError, RuntimeError):
+    """What a teacher said cannot be kept, or what was kept is damaged or of something else."""
 
 
 class DataError(DistillError, ValueError):

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import logging
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from .errors import CheckpointError, ConfigError, TeacherError
-from .taps import Captured, Taps, flatten_tensors
+from .folding import find_foldable, fold_batch_norms
+from .taps import Captured, Taps, flatten_tensors, map_tensors
+from .tuning import (
+    MEMORY_FORMATS,
+    PRECISIONS,
+    Setting,
+    check_choice,
+    fastest,
+    pinned,
+    settings_for,
+)
 
 __all__ = ["FrozenTeacher", "file_sha256", "load_weights", "read_checkpoint", "state_sha256"]
 
+logger = logging.getLogger(__name__)
+
 _BATCHES = "num_batches_tracked"
-_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class FrozenTeacher:
@@ -29,20 +44,29 @@ class FrozenTeacher:
     Not an ``nn.Module`` on purpose: held as an attribute of a model it appears neither in
     ``parameters()`` nor in ``state_dict()``, DDP buckets or an optimizer, and ``copy.deepcopy``
     (which EMA uses) shares it instead of copying it. Every call runs in eval mode and without
-    gradient, whatever was done to the model in between.
+    gradient, whatever was done to the model in between, and gives float32.
+
+    What is run is :attr:`network`. :meth:`prepare` (called by :meth:`.Distiller.setup`) makes it a
+    faster copy of :attr:`model`, which itself stays as it was loaded: batch norms folded, weights
+    in the precision and memory format that are fastest here, in inference mode.
 
     Args:
         model: The network. It is put in eval mode and its parameters need no gradient any more.
-        precision: ``None`` follows the surrounding autocast; ``"fp32"`` switches autocast off
-            for the teacher, ``"bf16"`` and ``"fp16"`` run the teacher alone in autocast.
-        compile: Compile the model with ``torch.compile``.
+        precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``, of the teacher alone, whatever autocast is
+            on around it; ``None`` follows that one. ``"auto"`` measures on a CPU whether bfloat16
+            is faster than float32, and takes half precision on a GPU.
+        memory_format: ``"contiguous"`` or ``"channels_last"``, of weights and images; ``"auto"``
+            measures on a CPU, and takes channels-last on a GPU.
+        fold: Fold batch norms into the layers before them.
+        compile: Compile the network with ``torch.compile``; a mapping holds its arguments.
+        device: Where it runs, if not where its inputs are; outputs come back to those.
         preprocess: Called on the inputs before the teacher sees them (its own normalisation);
             gets and returns ``(args, kwargs)``.
         sha256: Hash of the checkpoint it was loaded from, kept for resume.
         source: Where it came from (config, checkpoint), for messages.
 
     Raises:
-        ConfigError: If ``precision`` is unknown.
+        ConfigError: If ``precision`` or ``memory_format`` is unknown, or ``device`` is none.
 
     Example:
         >>> teacher = FrozenTeacher(nn.Sequential(nn.Dropout(0.5), nn.Linear(2, 2)))
@@ -56,22 +80,35 @@ class FrozenTeacher:
         self,
         model: nn.Module,
         *,
-        precision: str | None = None,
-        compile: bool = False,
+        precision: str | None = "auto",
+        memory_format: str = "auto",
+        fold: bool = True,
+        compile: bool | Mapping[str, Any] = False,
+        device: torch.device | str | None = None,
         preprocess: Callable[[tuple, dict], tuple[tuple, dict]] | None = None,
         sha256: str | None = None,
         source: str = "teacher",
     ) -> None:
-        if precision is not None and precision not in _PRECISIONS:
-            raise ConfigError(
-                f"teacher precision {precision!r} is not one of {[None, *_PRECISIONS]}."
-            )
+        check_choice("precision", precision, [None, "auto", *PRECISIONS])
+        check_choice("memory_format", memory_format, ["auto", *MEMORY_FORMATS])
         self.model = model.eval().requires_grad_(False)
-        self.precision = precision
+        self.network: nn.Module = self.model
+        """What is run: the model, or a faster copy of it."""
+        self.precision, self.memory_format = precision, memory_format
+        self.fold, self.compile = fold, compile
         self.preprocess = preprocess
         self.sha256 = sha256
         self.source = source
-        self._call: Callable[..., Any] = torch.compile(model) if compile else model
+        self.own_device = None if device is None else _checked_device(device)
+        self.expected_device: torch.device | None = None
+        """Where it will run, known before it does: what is fastest there is chosen."""
+        self.setting: Setting | None = None
+        """How it runs; None before :meth:`prepare`."""
+        self._folded: list[tuple[str, str]] = []
+        self._outermost: list[str] = []
+        self._infers = False
+        self._stream: Any = None
+        self._copied: set[tuple[str, str]] = set()
         self._taps: dict[tuple[str, ...], Taps] = {}
 
     def __deepcopy__(self, memo: dict) -> FrozenTeacher:
@@ -80,29 +117,55 @@ class FrozenTeacher:
     @property
     def device(self) -> torch.device:
         """Where the teacher's weights are."""
-        first = next(self.model.parameters(), None)
+        first = next(self.network.parameters(), None)
         return first.device if first is not None else torch.device("cpu")
+
+    @property
+    def runs_as(self) -> dict[str, Any]:
+        """How it runs, in plain values: what its outputs depend on beside its weights."""
+        precision = self.precision if self.setting is None else self.setting.precision
+        return {
+            "precision": "surrounding" if self.precision is None else precision,
+            "memory_format": (self.setting or Setting()).memory_format,
+            "folded": len(self._folded),
+            "compiled": bool(self.compile),
+        }
+
+    # -- asking --------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the whole teacher and return what it returns."""
-        return self.run(self._call, *args, **kwargs)
+        return _as_usual(self._run(self.network, args, kwargs), {})
 
     def run(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run ``forward`` (the teacher or a method of it) under the contract."""
-        device = next((t.device for t in flatten_tensors((args, kwargs))), None)
-        if device is not None and device != self.device:
-            self.model.to(device)
+        """Run ``forward`` (the teacher's network or a method of it) under the contract."""
+        return _as_usual(self._run(forward, args, kwargs), {})
+
+    def _run(self, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        given = next((t.device for t in flatten_tensors((args, kwargs))), None)
+        device = self.own_device or given or self.device
+        if device != self.device:
+            for network in (self.model, self.network):
+                network.to(device)
         self.model.eval()
+        if self.network.training:
+            self.network.eval()
         if self.preprocess is not None:
             args, kwargs = self.preprocess(args, kwargs)
-        with torch.no_grad(), self._autocast(device or self.device):
+        if self.own_device is not None:
+            args, kwargs = (_moved(value, device) for value in (args, kwargs))
+        if self.setting is not None and self.setting.memory_format == "channels_last":
+            args, kwargs = (_channels_last(value) for value in (args, kwargs))
+        without = torch.inference_mode if self._infers else torch.no_grad
+        with without(), self._autocast(device):
             return forward(*args, **kwargs)
 
     def taps(self, specs: Iterable[str]) -> Taps:
-        """Taps on this teacher, made once for each set of names."""
+        """Taps on what is run, made once for each set of names."""
         key = tuple(specs)
         if key not in self._taps:
-            self._taps[key] = Taps(self.model, key)
+            self._taps[key] = Taps(self.network, key)
+            self._taps[key].copied |= self._copied & set(self._taps[key].keys)
         return self._taps[key]
 
     def observe(
@@ -118,7 +181,7 @@ class FrozenTeacher:
         Args:
             specs: Tap strings.
             *args: The teacher's inputs.
-            forward: What to call instead of the whole teacher.
+            forward: What to call instead of the whole network.
             stop_after: Leave early once every tap was read that often.
             **kwargs: The teacher's inputs.
 
@@ -127,15 +190,349 @@ class FrozenTeacher:
         """
         output = None
         with self.taps(specs).capture(stop_after) as captured:
-            output = self.run(forward or self._call, *args, **kwargs)
-        return captured, output
+            output = self._run(forward or self.network, args, kwargs)
+        given = next((t.device for t in flatten_tensors((args, kwargs))), None)
+        done: dict[int, Tensor] = {}
+        move = given if self.own_device is not None else None
+        return captured.mapped(lambda value: _as_usual(value, done, move)), _as_usual(
+            output, done, move
+        )
+
+    @contextmanager
+    def beside(self, device: torch.device) -> Iterator[None]:
+        """Ask, within the block, in a stream of the teacher's own, where the device has streams.
+
+        So the teacher's kernels fill what the student's leave idle. Call :meth:`join` before what
+        was answered is read.
+        """
+        if device.type != "cuda" or self.own_device is not None:
+            yield
+            return
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(device)
+        self._stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def join(self, answer: Any) -> None:
+        """Let the current stream wait for what was asked in :meth:`beside`.
+
+        Args:
+            answer: The tensors that it will read, nested in any way.
+        """
+        if self._stream is None:
+            return
+        current = torch.cuda.current_stream(self._stream.device)
+        current.wait_stream(self._stream)
+        for tensor in flatten_tensors(answer):
+            tensor.record_stream(current)
 
     def _autocast(self, device: torch.device) -> Any:
-        if self.precision is None:
+        if self.precision is None or not torch.amp.autocast_mode.is_autocast_available(device.type):
             return nullcontext()
-        if self.precision == "fp32":
+        precision = self.precision if self.setting is None else self.setting.precision
+        if precision in ("fp32", "auto"):
             return torch.autocast(device.type, enabled=False)
-        return torch.autocast(device.type, dtype=_PRECISIONS[self.precision])
+        return torch.autocast(device.type, dtype=PRECISIONS[precision])
+
+    # -- the faster copy -----------------------------------------------------------------------
+
+    def prepare(
+        self,
+        forward: Callable[[], Callable[..., Any]],
+        specs: Iterable[str],
+        *args: Any,
+        stop_after: Mapping[tuple[str, str], int] | None = None,
+        trial: tuple[tuple, Mapping[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Make :attr:`network` as fast as it gets here, and see that it says the same.
+
+        A copy has its batch norms folded (the outputs must agree to 1e-3 of their largest number)
+        and, of the settings that are left open, the fastest one on this example, in noise for
+        floats; half precision must agree to a tenth, in root mean square. Whatever fails is left
+        out. One line in the log says what came of it.
+
+        Args:
+            forward: Gives what to call, for the :attr:`network` at that time.
+            specs: The taps that are read.
+            *args: Example inputs.
+            stop_after: As in :meth:`observe`.
+            trial: Arguments of a batch as large as is worth measuring; the example's by default.
+            **kwargs: Example inputs.
+        """
+        specs = list(specs)
+        example = _noise(args), _noise(kwargs)
+        trial = (_noise(trial[0]), _noise(trial[1])) if trial is not None else example
+
+        def ask(inputs: tuple[tuple, Mapping[str, Any]] = example) -> list[Tensor]:
+            captured, output = self.observe(
+                specs, *inputs[0], forward=forward(), stop_after=stop_after, **inputs[1]
+            )
+            return flatten_tensors([*captured.values(), output])
+
+        for taps in self._taps.values():
+            self._copied |= taps.copied
+        self.setting = Setting()
+        with _calls_at_the_top(self.network) as outermost:
+            plain = [tensor.clone() for tensor in ask()]
+        self._outermost = outermost
+        device = self.own_device or self.expected_device or self.device
+        settings = self._settings(device)
+        if self.fold:
+            keys = self.taps(specs).keys
+            self._folded = find_foldable(self.model, ask, keys)
+        try:
+            self._use(settings[0])
+        except Exception as error:  # a network that cannot be copied runs as it is
+            logger.info("%s runs as it is, for it cannot be copied: %s", self.source, error)
+            self._reset()
+            return
+        full = Setting("fp32", settings[0].memory_format)
+        if self._folded:
+            self._use(full)
+            if not _agree(ask(), plain, 1e-3, rms=False):
+                self._folded = []
+        choice, seconds = self._choose(settings, ask, lambda: ask(trial), plain)
+        self._use(choice)
+        self._infers = True
+        try:
+            ask()
+        except RuntimeError:  # it keeps something from one call to the next
+            self._infers = False
+        self._compile()
+        self._tell(choice, seconds, open_to=len(settings))
+
+    def adopt(self, runs_as: Mapping[str, Any]) -> None:
+        """Run as :attr:`runs_as` of an earlier run says, where that was measured.
+
+        A resumed run so repeats what it would have done, on whichever machine it goes on. What the
+        config pins stays.
+        """
+        if self.setting is None or self.precision is None:
+            return
+        precision = runs_as.get("precision") if self.precision == "auto" else self.precision
+        layout = runs_as.get("memory_format")
+        layout = layout if self.memory_format == "auto" else self.memory_format
+        wanted = Setting(
+            precision if precision in PRECISIONS else self.setting.precision,
+            layout if layout in MEMORY_FORMATS else self.setting.memory_format,
+        )
+        if wanted != self.setting:
+            logger.info("%s runs in %s, as the run that is resumed did.", self.source, wanted)
+            self._use(wanted)
+            self._compile()
+
+    def _settings(self, device: torch.device) -> list[Setting]:
+        has_maps = any(isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)) for m in self.model.modules())
+        forced = pinned()
+        if forced is not None and "auto" in (self.precision, self.memory_format):
+            free = self.precision == "auto", self.memory_format == "auto" and has_maps
+            own = settings_for(self.precision, self.memory_format, device, has_maps)[0]
+            return [Setting(*(f if c else o for f, o, c in zip(forced, own, free, strict=True)))]
+        return settings_for(self.precision, self.memory_format, device, has_maps)
+
+    def _choose(
+        self,
+        settings: Sequence[Setting],
+        ask: Callable[[], list[Tensor]],
+        measured: Callable[[], object],
+        plain: list[Tensor],
+    ) -> tuple[Setting, dict[Setting, float]]:
+        if len(settings) == 1:
+            return settings[0], {}
+        copies = {}
+        for setting in settings:
+            self._use(setting)
+            # One that is wrong is no candidate.
+            if setting.precision == "fp32" or _agree(ask(), plain, 0.1, rms=True):
+                copies[setting] = (self.network, self._taps)
+
+        def timed(setting: Setting) -> Callable[[], object]:
+            def run() -> None:
+                self.setting, (self.network, self._taps) = setting, copies[setting]
+                measured()
+
+            return run
+
+        choice, seconds = fastest({setting: timed(setting) for setting in copies})
+        return _agreed(choice), seconds
+
+    def _use(self, setting: Setting) -> None:
+        """Put a copy in place that runs in a setting."""
+        # What stays as it is is shared with the model.
+        memo: dict[int, Any] = {id(t): t for t in self.model.parameters()}
+        memo.update({id(t): t for t in self.model.buffers()})
+        network = copy.deepcopy(self.model, memo).eval()
+        fold_batch_norms(network, self._folded)
+        _cast(network, setting)
+        self.network, self.setting, self._taps = network, setting, {}
+
+    def _reset(self) -> None:
+        self.network, self.setting, self._taps, self._folded = self.model, None, {}, []
+
+    def _compile(self) -> None:
+        if not self.compile:
+            return
+        options = dict(self.compile) if isinstance(self.compile, Mapping) else {}
+        for name in self._outermost:
+            self.network.get_submodule(name).compile(**options)
+
+    def _tell(self, choice: Setting, seconds: Mapping[Setting, float], open_to: int) -> None:
+        folded = f"{len(self._folded)} batch norms folded" if self._folded else "nothing folded"
+        if open_to == 1:
+            logger.info("Teacher %s runs in %s, %s.", self.source, choice, folded)
+            return
+        times = "; ".join(f"{s} {1000 * t:.1f} ms" for s, t in seconds.items())
+        logger.info(
+            "Teacher %s runs in %s, %s: fastest here of what was measured on one example (%s). "
+            "Pin it by precision=%r, memory_format=%r.",
+            self.source,
+            choice,
+            folded,
+            times,
+            *choice,
+        )
+
+
+def _checked_device(device: torch.device | str) -> torch.device:
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"teacher device {device!r} is no device; expected e.g. 'cuda:1' or 'cpu'."
+        ) from error
+    count = torch.cuda.device_count()
+    if found.type == "cuda" and found.index is None and count:
+        found = torch.device("cuda", torch.cuda.current_device())
+    if found.type == "cuda" and (found.index or 0) >= count:
+        raise ConfigError(
+            f"teacher device {str(found)!r} is not there: this process sees {count} GPUs. Leave "
+            "device out to run the teacher where the student is."
+        )
+    return found
+
+
+def _agreed(choice: Setting) -> Setting:
+    """The choice of the first process: all run their teachers alike."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return choice
+    told: list[Any] = [tuple(choice)]
+    dist.broadcast_object_list(told, src=0)
+    return Setting(*told[0])
+
+
+def _cast(network: nn.Module, setting: Setting) -> None:
+    """Bring weights into the precision and memory format of a setting, in new tensors.
+
+    Convolutions and linear layers only, which autocast computes in half precision anyway and whose
+    weights it would convert at every call.
+    """
+    convs, linear = (nn.Conv1d, nn.Conv2d, nn.Conv3d), (nn.Linear,)
+    convs += (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    half = setting.precision != "fp32"
+    for module in network.modules():
+        if not isinstance(module, (*convs, *linear)) or is_parametrized(module):
+            continue
+        for name, value in list(module._parameters.items()):
+            if value is None:
+                continue
+            made = value.to(PRECISIONS[setting.precision]) if half else value
+            if made.ndim == 4 and setting.memory_format == "channels_last":
+                made = made.contiguous(memory_format=torch.channels_last)
+            if made is not value:
+                module._parameters[name] = nn.Parameter(made, requires_grad=False)
+
+
+@contextmanager
+def _calls_at_the_top(network: nn.Module) -> Iterator[list[str]]:
+    """Names of the modules that are called within the block while no other of them is running."""
+    found: dict[str, None] = {}
+    running: list[str] = []
+    handles = []
+    for name, module in network.named_modules():
+
+        def before(_module: nn.Module, _args: Any, name: str = name) -> None:
+            if not running:
+                found[name] = None
+            running.append(name)
+
+        def after(_module: nn.Module, _args: Any, _output: Any) -> None:
+            running.pop()
+
+        handles.append(module.register_forward_pre_hook(before))
+        # Also of a forward that is left early.
+        handles.append(module.register_forward_hook(after, always_call=True))
+    names: list[str] = []
+    try:
+        yield names
+    finally:
+        for handle in handles:
+            handle.remove()
+        names.extend(found)
+
+
+def _noise(value: Any) -> Any:
+    """The same inputs, floats in noise: of a black image much is zero that should be compared."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        drawn = torch.randn(tensor.shape, generator=generator)
+        return drawn.to(tensor.device, tensor.dtype)
+
+    return map_tensors(value, draw)
+
+
+def _agree(found: list[Tensor], expected: list[Tensor], tolerance: float, *, rms: bool) -> bool:
+    if len(found) != len(expected):
+        return False
+    for ours, theirs in zip(found, expected, strict=True):
+        if ours.shape != theirs.shape:
+            return False
+        if not theirs.is_floating_point():
+            if not torch.equal(ours, theirs):
+                return False
+            continue
+        ours, theirs = ours.double(), theirs.double()
+        both = ours - theirs, theirs
+        gap, size = (t.square().mean().sqrt() if rms else t.abs().max() for t in both)
+        if theirs.numel() and not bool(gap <= tolerance * size):
+            return False
+    return True
+
+
+def _as_usual(value: Any, done: dict[int, Tensor], device: torch.device | None = None) -> Any:
+    """What any loss can take: no inference tensors, no half precision."""
+
+    def usual(tensor: Tensor) -> Tensor:
+        key = id(tensor)
+        if key not in done:
+            made = tensor
+            if tensor.dtype in (torch.float16, torch.bfloat16):
+                made = tensor.float()
+            if device is not None:
+                made = made.to(device, non_blocking=True)
+            if made.is_inference():  # such may not be kept for a backward pass
+                made = made.clone()
+            done[key] = made
+        return done[key]
+
+    return map_tensors(value, usual)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    return map_tensors(value, lambda t: t.to(device, non_blocking=True))
+
+
+def _channels_last(value: Any) -> Any:
+    def laid_out(tensor: Tensor) -> Tensor:
+        if tensor.ndim != 4 or not tensor.is_floating_point():
+            return tensor
+        return tensor.contiguous(memory_format=torch.channels_last)
+
+    return map_tensors(value, laid_out)
 
 
 def file_sha256(path: str | Path) -> str:

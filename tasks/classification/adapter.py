@@ -44,6 +44,7 @@ class ClassifierAdapter(TaskAdapter):
         "input_gradient": "the gradient of the cross-entropy with respect to the image, "
         "(B, C, H, W)",
     }
+    sparse_outputs = ("logits",)
 
     # -- before training -----------------------------------------------------------------------
 
@@ -181,15 +182,21 @@ class ClassifierAdapter(TaskAdapter):
     def _wants_gradient(self) -> bool:
         return "input_gradient" in self.recipe.outputs
 
+    def depends_on_student(self, name: str) -> str | None:
+        """See the base class."""
+        if self._wants_gradient and name in self.teachers:
+            return "outputs.input_gradient needs its gradient of each step's labels"
+        return None
+
     def teacher_forward(
-        self, name: str, model: nn.Module, seen: Captured, data_samples: Tensor
+        self, name: str, model: nn.Module, seen: Captured | None, data_samples: Tensor
     ) -> Callable[[Tensor], dict[str, Tensor]]:
         """Ask a teacher about the student's batch, for its input gradient too if that is read."""
         if not (self._wants_gradient and name in self.teachers):
             return self.forward(model)
 
         def run(images: Tensor) -> dict[str, Tensor]:
-            with torch.enable_grad():
+            with torch.inference_mode(False), torch.enable_grad():
                 images = images.detach().requires_grad_()
                 logits = model(images)
                 gradient = loss_gradient(_cross_entropies(logits, data_samples), images)

@@ -25,11 +25,13 @@ from torch import Tensor, nn
 
 from ...core.distiller import Outputs
 from ...core.errors import ConfigError, ShapeError, TeacherError, did_you_mean
+from ...core.losses import SparseLogits
 from ...core.taps import Captured, Taps
 from .layers import depth_of, projections
 
 __all__ = [
     "ADAPTED",
+    "ANSWERS",
     "LAYERED",
     "OUTPUT_NAMES",
     "Reader",
@@ -37,14 +39,18 @@ __all__ = [
     "count_positions",
     "default_regions",
     "example_inputs",
+    "lay_out",
     "position_weights",
     "targets_of",
+    "trial_inputs",
 ]
 
 _VECTORS = ("queries", "keys", "values")
 LAYERED = ("hidden_states", "attentions", "attention_scores", *_VECTORS)
 """Outputs with one tensor a layer."""
-_HEADS = ("logits", "seq_relationship_logits", "start_logits", "end_logits")
+ANSWERS = ("start_logits", "end_logits")
+"""Logits over the positions of a text."""
+_HEADS = ("logits", "seq_relationship_logits", *ANSWERS)
 OUTPUT_NAMES = (*_HEADS, "embeddings", *LAYERED)
 ADAPTED = ("hidden_states", "embeddings")
 """Outputs whose width may differ: they go through adapters."""
@@ -148,10 +154,22 @@ class Reader:
         Raises:
             ConfigError: If the model does not give one of them.
         """
+        return lay_out(self.gather(output, captured), mask)
+
+    def gather(self, output: Any, captured: Captured) -> Outputs:
+        """The same as :meth:`read`, but each with its samples on the first axis.
+
+        Args:
+            output: What forward returned.
+            captured: What the taps saw.
+
+        Raises:
+            ConfigError: If the model does not give one of them.
+        """
         found: dict[str, Tensor | Sequence[Tensor]] = {}
         for name in self.names:
             if name in _HEADS:
-                found[name] = self._of_head(name, output, mask)
+                found[name] = self._of_head(name, output)
             elif name in ("hidden_states", "embeddings"):
                 states = self._layers(output, "hidden_states")
                 found[name] = states[0] if name == "embeddings" else states
@@ -203,7 +221,7 @@ class Reader:
                     "outputs.attentions."
                 )
 
-    def _of_head(self, name: str, output: Any, mask: Tensor | None) -> Tensor:
+    def _of_head(self, name: str, output: Any) -> Tensor:
         keys = _SYNONYMS.get(name, (name,))
         logits = next(
             (output[k] for k in keys if isinstance(output, Mapping) and k in output), None
@@ -214,11 +232,7 @@ class Reader:
                 f"The {self.who} ({self.kind}) gives no {name}; it gives: {given}. Load it with "
                 "the head of the task (AutoModelFor...), with return_dict as it is by default."
             )
-        if name in ("start_logits", "end_logits") and mask is not None:
-            # Any position is a class there; of padding both sides say the same: impossible.
-            lowest = torch.finfo(logits.dtype).min / 4
-            return logits.masked_fill(mask == 0, lowest)
-        return logits.flatten(0, 1) if logits.ndim == 3 else logits
+        return logits
 
     def _layers(self, output: Any, name: str) -> Sequence[Tensor]:
         layers = output.get(name) if isinstance(output, Mapping) else None
@@ -244,6 +258,36 @@ class Reader:
         return [v.unflatten(2, (self.heads, -1)).transpose(1, 2) for v in vectors]
 
 
+def lay_out(found: Outputs, mask: Tensor | None) -> Outputs:
+    """Lay outputs out as they are compared.
+
+    Args:
+        found: From :meth:`Reader.gather`.
+        mask: (B, T), 1 for tokens and 0 for padding; None where there is none.
+
+    Returns:
+        The same outputs; logits a token as (B * T, K), padding taken out of those of answers.
+    """
+    return {
+        name: _head_laid_out(name, value, mask) if name in _HEADS else value
+        for name, value in found.items()
+    }
+
+
+def _head_laid_out(name: str, logits: Any, mask: Tensor | None) -> Any:
+    if isinstance(logits, SparseLogits):
+        values, indices, tail = logits
+        if values.ndim < 3:
+            return logits
+        rest = None if tail is None else tail.flatten(0, 1)
+        return SparseLogits(values.flatten(0, 1), indices.flatten(0, 1), rest)
+    if name in ANSWERS and mask is not None:
+        # Any position is a class there; of padding both sides say the same: impossible.
+        lowest = torch.finfo(logits.dtype).min / 4
+        return logits.masked_fill(mask == 0, lowest)
+    return logits.flatten(0, 1) if logits.ndim == 3 else logits
+
+
 def _scores(queries: Tensor, keys: Tensor) -> Tensor:
     return queries @ keys.mT / math.sqrt(queries.shape[-1])
 
@@ -256,6 +300,18 @@ def example_inputs(models: Sequence[nn.Module]) -> dict[str, Tensor]:
     ids = torch.arange(12, device=device).view(2, 6) % vocabulary
     mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2], device=device)
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def trial_inputs(models: Sequence[nn.Module]) -> dict[str, Tensor]:
+    """Eight sequences of up to 128 tokens, on which teachers are timed."""
+    positions = [
+        getattr(getattr(model, "config", None), "max_position_embeddings", None) for model in models
+    ]
+    # Some count from a number above 0.
+    length = min([128, *(p // 2 for p in positions if isinstance(p, int) and p > 1)])
+    example = example_inputs(models)
+    ids = example["input_ids"].flatten().repeat(8 * length)[: 8 * length].view(8, length)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def default_regions(token_level: bool) -> dict[str, str]:

@@ -16,7 +16,8 @@ from ...core.teacher import FrozenTeacher
 
 __all__ = ["load_teacher", "model_of"]
 
-_OPTIONS = ("path", "precision", "compile", "attn_implementation", "revision")
+_RUNS = ("precision", "compile", "device")
+_OPTIONS = ("path", *_RUNS, "attn_implementation", "revision")
 
 
 def load_teacher(
@@ -26,7 +27,8 @@ def load_teacher(
 
     Args:
         source: A folder that ``save_pretrained`` or a Trainer wrote, or a name on the hub; or
-            ``dict(path=..., precision=..., compile=..., attn_implementation=..., revision=...)``.
+            ``dict(path=..., precision=..., compile=..., device=..., attn_implementation=...,
+            revision=...)``; see :class:`.FrozenTeacher` for the middle three.
         model_class: Name of the Auto class, ``"AutoModelForSequenceClassification"`` for instance.
 
     Raises:
@@ -63,12 +65,8 @@ def load_teacher(
             f"{', ...' if len(missing) > 6 else ''} of {type(model).__name__}: its answers would "
             "be random. Give a teacher that was trained for the task."
         )
-    return FrozenTeacher(
-        model,
-        precision=options.get("precision"),
-        compile=bool(options.get("compile", False)),
-        source=path,
-    )
+    runs = {key: options[key] for key in _RUNS if key in options}
+    return FrozenTeacher(model, source=path, **runs)
 
 
 def _check_folder(path: str) -> None:

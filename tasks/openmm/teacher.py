@@ -11,6 +11,7 @@ from urllib.parse import urlparse
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.hub import get_config
 from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler import OneCycleParamScheduler
@@ -59,7 +60,9 @@ SAFE_GLOBALS: list[Any] = [
     (_numpy.scalar, "numpy.core.multiarray.scalar"),
 ]
 
-_KEYS = ("config", "checkpoint", "strict", "precision", "compile", "scale")
+_RUNS = ("precision", "memory_format", "fold", "compile", "device")
+"""Options of :class:`.FrozenTeacher`."""
+_KEYS = ("config", "checkpoint", "strict", "scale", *_RUNS)
 
 
 def read_mm_checkpoint(path: str) -> Any:
@@ -132,8 +135,9 @@ def build_teacher(config: Mapping[str, Any], student: nn.Module, name: str) -> F
     Args:
         config: ``config`` (path, ``package::path`` or mapping), ``checkpoint`` (path or URL;
             may be left out for a packaged config whose metafile names its weights), ``strict``
-            (``True``), ``precision`` (``None``), ``compile`` (``False``), ``scale`` (1; how many
-            times the student's size the teacher's images have, see :class:`.OwnImages`).
+            (``True``), ``scale`` (1; how many times the student's size the teacher's images have,
+            see :class:`.OwnImages`), and how it runs: ``precision``, ``memory_format``, ``fold``,
+            ``compile``, ``device``, see :class:`.FrozenTeacher`.
         student: Decides whether the teacher needs its images normalised anew.
         name: For messages.
 
@@ -173,11 +177,13 @@ def build_teacher(config: Mapping[str, Any], student: nn.Module, name: str) -> F
             f"Teacher {name!r} has no 'checkpoint': an untrained teacher teaches nothing. Give the "
             "path of its trained weights."
         )
-    return FrozenTeacher(
+    teacher = FrozenTeacher(
         bare(model),
-        precision=config.get("precision"),
-        compile=config.get("compile", False),
+        **{key: config[key] for key in _RUNS if key in config},
         preprocess=own_images(student, model, config.get("scale", 1.0)),
         sha256=sha256,
         source=str(checkpoint or (path if isinstance(path, str) else type(bare(model)).__name__)),
     )
+    # The runner moves the student there after its teacher was made ready.
+    teacher.expected_device = torch.device(get_device())
+    return teacher

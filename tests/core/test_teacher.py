@@ -134,30 +134,281 @@ def test_preprocess_sees_and_replaces_the_inputs(image: Tensor):
 
 
 @pytest.mark.parametrize(
-    ("precision", "around", "dtype"),
+    ("precision", "around", "runs_in"),
     [
         (None, False, torch.float32),
         (None, True, torch.bfloat16),
+        ("auto", True, torch.float32),
         ("fp32", True, torch.float32),
         ("bf16", False, torch.bfloat16),
         ("fp16", False, torch.float16),
         ("fp16", True, torch.float16),
     ],
 )
-def test_precision(image: Tensor, precision: str | None, around: bool, dtype: torch.dtype):
-    teacher = FrozenTeacher(Net(), precision=precision)
+def test_precision_is_the_teachers_alone_and_float32_comes_back(
+    image: Tensor, precision: str | None, around: bool, runs_in: torch.dtype
+):
+    class Seen(Net):
+        def forward(self, image: Tensor) -> Tensor:
+            output = super().forward(image)
+            self.dtype = output.dtype
+            return output
+
+    teacher = FrozenTeacher(Seen(), precision=precision)
     with torch.autocast("cpu", torch.bfloat16, enabled=around):
         output = teacher(image)
+        captured, observed = teacher.observe(["head"], image)
         beside = nn.Linear(2, 2)(torch.ones(1, 2))
-    assert output.dtype == dtype
+    assert teacher.model.dtype == runs_in
+    assert output.dtype == observed.dtype == captured.tensors("head")[0].dtype == torch.float32
     assert teacher.model.head.weight.dtype == torch.float32
     assert beside.dtype == (torch.bfloat16 if around else torch.float32)
-    torch.testing.assert_close(output.float(), teacher.model(image), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(output, teacher.model(image), rtol=0.05, atol=0.05)
 
 
 def test_unknown_precision():
     with pytest.raises(ConfigError, match="'int8'.*fp32.*bf16.*fp16"):
         FrozenTeacher(Net(), precision="int8")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(memory_format="sideways"), "memory_format 'sideways'.*channels_last"),
+        (dict(device="nowhere"), "'nowhere' is no device"),
+        (dict(device="cuda:99"), "'cuda:99' is not there"),
+    ],
+)
+def test_other_options_that_cannot_be_meant(options: dict, message: str):
+    with pytest.raises(ConfigError, match=message):
+        FrozenTeacher(Net(), **options)
+
+
+# -- the faster copy -------------------------------------------------------------------------------
+
+
+class Maps(nn.Module):
+    """Convolutions with norms that are not new, an in-place activation, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8))
+        self.act = nn.ReLU(inplace=True)
+        self.late = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+        self.head = nn.Linear(8, 5)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_()  # type: ignore[union-attr]
+                module.running_var.uniform_(0.5, 2.0)  # type: ignore[union-attr]
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.late(self.act(self.stem(image))).mean((2, 3)))
+
+
+def prepared(model: nn.Module, image: Tensor, specs: tuple[str, ...] = (), **options: Any):
+    teacher = FrozenTeacher(model, **options)
+    taps = teacher.taps(specs)
+    with taps.capture() as captured:
+        model(image)
+    taps.copied |= captured.mutated()
+    teacher.prepare(lambda: teacher.network, specs, image)
+    return teacher
+
+
+OPTIONS = [
+    dict(),
+    dict(fold=False),
+    dict(precision="bf16"),
+    dict(precision="fp16"),
+    dict(precision=None),
+    dict(memory_format="channels_last"),
+    dict(precision="bf16", memory_format="channels_last", compile=dict(backend="eager")),
+    dict(compile=dict(backend="aot_eager")),
+    dict(device="cpu"),
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_the_contract_holds_under_every_option(image: Tensor, options: dict):
+    model = Maps()
+    before, keys = state_sha256(model), list(model.state_dict())
+    specs = ("stem", "late@input", "head")
+    teacher = prepared(model, image, specs, **options)
+    model.train()  # whatever is done to the model in between
+    captured, output = teacher.observe(specs, image)
+    assert state_sha256(teacher.model) == before and list(model.state_dict()) == keys
+    assert not any(p.requires_grad for p in teacher.network.parameters())
+    model.eval()
+    with torch.no_grad():
+        stem = model.stem(image)
+        plain = dict(zip(specs, [stem, stem.relu(), model(image)], strict=True))
+    half = options.get("precision") in ("bf16", "fp16")
+    slack = dict(rtol=0.05, atol=0.1) if half else dict(rtol=1e-4, atol=1e-4)
+    for spec in specs:
+        torch.testing.assert_close(captured.tensors(spec)[0], plain[spec], **slack)
+    torch.testing.assert_close(output, plain["head"], **slack)
+    # A loss may keep it for its backward pass.
+    student = torch.randn(4, 5, requires_grad=True)
+    nn.functional.mse_loss(student, output).backward()
+    (student * output).sum().backward()
+    assert all(t.dtype == torch.float32 for t in (output, *captured.tensors("stem")))
+    assert copy.deepcopy(Holder(teacher)).teacher is teacher
+
+
+def test_norms_are_folded_but_for_what_is_tapped(image: Tensor):
+    assert prepared(Maps(), image).runs_as["folded"] == 2
+    assert prepared(Maps(), image, ("stem.0",)).runs_as["folded"] == 1
+    assert prepared(Maps(), image, fold=False).runs_as["folded"] == 0
+
+
+def test_what_the_example_gives_the_lie_is_not_folded(image: Tensor):
+    class Skips(Maps):
+        """The norm is not the only one that reads its convolution."""
+
+        def forward(self, image: Tensor) -> Tensor:
+            raw = self.stem[0](image)  # type: ignore[index]
+            return self.head((self.stem[1](raw) + raw).mean((2, 3)))  # type: ignore[index]
+
+    model = Skips()
+    teacher = prepared(model, image)
+    assert teacher.runs_as["folded"] == 0
+    torch.testing.assert_close(teacher(image), model(image))
+
+
+def test_the_fastest_is_taken_where_nothing_is_pinned(image: Tensor, monkeypatch):
+    monkeypatch.delenv("TASKDISTILL_TEACHER")
+    offered: list[Any] = []
+
+    def choose(runs: dict) -> tuple:
+        offered.extend(runs)
+        for run in runs.values():
+            run()
+        return list(runs)[-1], dict.fromkeys(runs, 0.0)
+
+    monkeypatch.setattr("taskdistill.core.teacher.fastest", choose)
+    teacher = prepared(Maps(), image)
+    assert len(offered) == 4
+    assert teacher.runs_as["precision"] == "bf16"
+    assert teacher.runs_as["memory_format"] == "channels_last"
+    assert teacher.network.stem[0].weight.dtype == torch.bfloat16  # type: ignore[index]
+
+
+def test_half_precision_that_says_something_else_is_no_candidate(image: Tensor, monkeypatch):
+    class Delicate(Maps):
+        """A small difference of large numbers, all of which is lost in eight bits."""
+
+        def forward(self, image: Tensor) -> Tensor:
+            x = super().forward(image)
+            return (
+                self.head.weight.sum() * 0
+                + (self.head(torch.full_like(x, 1e4)[:, :1].expand(-1, 8)) + x.mean())
+                - self.head(torch.full_like(x, 1e4)[:, :1].expand(-1, 8))
+            )
+
+    monkeypatch.delenv("TASKDISTILL_TEACHER")
+    monkeypatch.setattr(
+        "taskdistill.core.teacher.fastest", lambda runs: (list(runs)[-1], dict.fromkeys(runs, 0.0))
+    )
+    assert prepared(Delicate(), image).runs_as["precision"] == "fp32"
+
+
+def test_the_environment_pins_what_is_left_open(image: Tensor, monkeypatch):
+    monkeypatch.setenv("TASKDISTILL_TEACHER", "bf16 channels_last")
+    assert prepared(Maps(), image).setting == ("bf16", "channels_last")
+    assert prepared(Maps(), image, precision="fp32").setting == ("fp32", "channels_last")
+    assert prepared(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), image).setting == (
+        "bf16",
+        "contiguous",
+    )
+
+
+def test_a_network_that_cannot_be_copied_runs_as_it_is(image: Tensor):
+    class Single(Maps):
+        def __deepcopy__(self, memo: dict) -> Any:
+            raise TypeError("there is but one")
+
+    model = Single()
+    teacher = prepared(model, image)
+    assert teacher.network is model and teacher.runs_as["folded"] == 0
+    torch.testing.assert_close(teacher(image), model.eval()(image))
+
+
+def test_a_network_that_keeps_tensors_for_its_next_call_runs_without_inference_mode(image: Tensor):
+    class Keeps(Maps):
+        def forward(self, image: Tensor) -> Tensor:
+            with torch.inference_mode(False), torch.enable_grad():
+                scale = torch.ones(1, requires_grad=True)
+                return super().forward(image) * scale
+
+    model = Keeps()
+    teacher = prepared(model, image)
+    torch.testing.assert_close(teacher(image), model(image))
+
+
+def test_a_resumed_run_runs_its_teacher_as_before(image: Tensor, monkeypatch):
+    was = prepared(Maps(), image, precision="bf16").runs_as
+    monkeypatch.delenv("TASKDISTILL_TEACHER")
+    monkeypatch.setattr(
+        "taskdistill.core.teacher.fastest", lambda runs: (list(runs)[0], dict.fromkeys(runs, 0.0))
+    )
+    teacher = prepared(Maps(), image, memory_format="contiguous")
+    assert teacher.runs_as["precision"] == "fp32"
+    teacher.adopt(was)
+    assert teacher.runs_as == was
+    teacher.adopt({})  # of a run that told nothing
+    assert teacher.runs_as == was
+    pinned = prepared(Maps(), image, precision="fp32")
+    pinned.adopt(was)
+    assert pinned.runs_as["precision"] == "fp32"
+
+
+def test_an_early_exit_skips_the_rest(image: Tensor):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = Maps()
+    teacher = prepared(model, image, ("act",))
+
+    def flops(stop_after: dict | None) -> int:
+        with FlopCounterMode(display=False) as counter:
+            teacher.observe(("act",), image, stop_after=stop_after)
+        return counter.get_total_flops()
+
+    places = 6 * 6 * len(image)
+    stem, late, head = 2 * 27 * 8 * places, 2 * 72 * 8 * 4 * 4 * len(image), 2 * 40 * len(image)
+    assert flops(None) == stem + late + head
+    assert flops({("act", "output"): 1}) == stem
+
+
+class Stream:
+    """Notes who waits for whom."""
+
+    log: list[tuple[str, str]] = []
+
+    def __init__(self, name: Any) -> None:
+        self.name, self.device = str(name), "cuda"
+
+    def wait_stream(self, other: Stream) -> None:
+        self.log.append((self.name, other.name))
+
+
+def test_a_stream_of_its_own_waits_and_is_waited_for(monkeypatch, image: Tensor):
+    import contextlib
+
+    Stream.log.clear()
+    current = Stream("student")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("teacher"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    teacher = FrozenTeacher(Maps())
+    with teacher.beside(torch.device("cpu")):
+        teacher(image)
+    teacher.join(image)
+    assert Stream.log == []
+    with teacher.beside(torch.device("cuda")):
+        teacher(image)
+    assert Stream.log == [("teacher", "student")]
+    teacher.join([])
+    assert Stream.log == [("teacher", "student"), ("student", "teacher")]
 
 
 # -- taps ------------------------------------------------------------------------------------------

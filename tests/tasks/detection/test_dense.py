@@ -203,7 +203,7 @@ def test_every_pair_is_zero_against_oneself(twins, kind):
     losses = model(inputs, samples, mode="loss")
     for p in pairs:
         if p["name"] != "box":
-            assert abs(float(losses[f"kd_{p['name']}_raw"])) < 1e-6, p["name"]
+            assert abs(float(losses[f"kd_{p['name']}_raw"])) < 1e-5, p["name"]
     # With a margin that keeps every box active, its value is the error of the positives.
     teacher = model.distiller.teachers["teacher"].model
     context, *_ = context_of(model.student, teacher, inputs, samples, ["box"], ["main"])
