@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from .errors import (
     TeacherError,
     did_you_mean,
 )
+from .losses.top_k_kl_div import SparseLogits
 from .modes import evaluating
 from .recipe import OUTPUTS, Pair, Progress, Recipe, members, output_name
 from .taps import Captured, Tap, Taps
@@ -32,7 +34,7 @@ __all__ = ["Context", "Distiller", "Region", "Term", "check_finite", "default_ou
 
 logger = logging.getLogger(__name__)
 
-Outputs = Mapping[str, Tensor | Sequence[Tensor]]
+Outputs = Mapping[str, Tensor | SparseLogits | Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Context:
     Args:
         student: Outputs of the student by name; positions on the first axis, or maps
             ``(B, C, H, W)``. Where there is one a layer, a sequence of them.
-        teachers: Outputs of each teacher by name, on the same positions.
+        teachers: Outputs of each teacher by name, on the same positions. Logits of which only some
+            classes were kept are a :class:`.losses.SparseLogits`.
         regions: Regions by name.
         targets: Ground truth by output name, for losses that want it; of maps ``(B, H, W)``. Losses
             of features name theirs (``target_name = "boxes"``).
@@ -91,19 +94,19 @@ class Term:
     weighted: Tensor
 
 
-def default_outputs(output: Any) -> dict[str, Tensor]:
-    """Name the outputs of a plain model: a tensor, or ``.logits`` of a model output.
+def default_outputs(output: Any) -> dict[str, Tensor | SparseLogits]:
+    """Name the outputs of a plain model: its logits, or ``.logits`` of a model output.
 
     Example:
         >>> list(default_outputs(torch.zeros(2, 3)))
         ['logits']
     """
-    if isinstance(output, Tensor):
+    if isinstance(output, (Tensor, SparseLogits)):
         return {"logits": output}
     logits = output.get("logits") if isinstance(output, Mapping) else None
     if logits is None:
         logits = getattr(output, "logits", None)
-    return {"logits": logits} if isinstance(logits, Tensor) else {}
+    return {"logits": logits} if isinstance(logits, (Tensor, SparseLogits)) else {}
 
 
 class Distiller(nn.Module):
@@ -327,7 +330,7 @@ class Distiller(nn.Module):
             The student's output and the terms by name.
         """
         if not self.is_set_up:
-            self.setup(self.student, lambda name: self.teachers[name].model, *args, **kwargs)
+            self.setup(self.student, lambda name: self.teachers[name].network, *args, **kwargs)
             if any(True for _ in self.parameters()):
                 logger.warning(
                     "Adapters or critics were made in the first forward. An optimizer made "
@@ -404,7 +407,9 @@ class Distiller(nn.Module):
         self, pair: Pair, index: int, student: Any, teacher: Any, context: Context
     ) -> Tensor:
         free = getattr(self.losses[pair.name], "any_channels", False)
-        if isinstance(student, Tensor) and not free:
+        if _known_in_part(teacher):
+            self._check_sparse(pair, student, teacher)
+        elif isinstance(student, Tensor) and not free:
             if student.shape != teacher.shape and context.match is not None:
                 teacher = context.match(student, teacher)
             if student.shape != teacher.shape:
@@ -439,7 +444,7 @@ class Distiller(nn.Module):
                 total = weight.sum() if region.total is None else region.total
                 # Only the positions that count go through the loss: a few hundred of many thousand.
                 chosen = weight.nonzero().squeeze(1)
-                student, teacher = student[chosen], teacher[chosen]
+                student, teacher = student[chosen], _rows(teacher, chosen)
                 extra = {key: value[chosen] for key, value in extra.items()}
                 extra.update(weight=weight[chosen], total=total)
         extra.update(self._told(pair))
@@ -448,6 +453,21 @@ class Distiller(nn.Module):
         if self._is_adversarial(pair):
             self._played[pair.name] = (student.detach(), teacher.detach(), extra)
         return self._loss_of(pair, index)(student, teacher, **extra)
+
+    def _check_sparse(self, pair: Pair, student: Tensor, teacher: SparseLogits) -> None:
+        """The loss itself compares the axes; here they are rows of the same positions."""
+        loss = self.losses[pair.name]
+        if not getattr(loss, "takes_sparse", False):
+            raise ConfigError(
+                f"Pair {pair.name!r}: only some classes of the teacher's {pair.teacher} are known, "
+                f"and {type(loss).__name__} needs all. Use TopKKLDivergence, or a cache that keeps "
+                "all classes."
+            )
+        if len(student) != len(teacher.values):
+            raise ShapeError(
+                f"Pair {pair.name!r}: student's {pair.student} is {tuple(student.shape)}, of the "
+                f"teacher's {pair.teacher} some classes are known, {tuple(teacher.values.shape)}."
+            )
 
     def _told(self, pair: Pair) -> dict[str, Any]:
         """What a loss is told whatever it compares: its divisor, the stage."""
@@ -622,6 +642,7 @@ class Distiller(nn.Module):
         student_forward: Callable[..., Any],
         teacher_forward: Callable[[str], Callable[..., Any]],
         *args: Any,
+        trial: tuple[tuple, Mapping[str, Any]] | None = None,
         **kwargs: Any,
     ) -> None:
         """Make adapters and critics from the shapes of one batch, before the optimizer is made.
@@ -633,6 +654,8 @@ class Distiller(nn.Module):
             student_forward: Called with the inputs.
             teacher_forward: Gives, by a teacher's name, what to call with the inputs.
             *args: An example batch.
+            trial: Arguments of a batch on which to measure how each teacher runs fastest; the
+                example by default.
             **kwargs: Likewise.
 
         Raises:
@@ -653,6 +676,14 @@ class Distiller(nn.Module):
                     wanted = name in self._whole or any(p.is_output for p in pairs)
                     tapped_only = bool(pairs) and not wanted
                     self._stop_after[name] = asked.counts() if tapped_only else None
+                    teacher.prepare(
+                        partial(teacher_forward, name),
+                        self._teacher_taps[name],
+                        *args,
+                        stop_after=self._stop_after[name],
+                        trial=trial,
+                        **kwargs,
+                    )
                     for pair in pairs:
                         fits = hasattr(self.losses[pair.name], "fit")
                         if not (self._adapts(pair) or fits):
@@ -760,11 +791,24 @@ def _check_shares(pair: Pair, tensors: int) -> None:
         )
 
 
-def _output(values: Outputs, spec: str, what: str) -> list[Tensor]:
+def _known_in_part(values: Any) -> bool:
+    """Whether these are logits of which only some classes were kept."""
+    return isinstance(values, SparseLogits)
+
+
+def _rows(values: Any, chosen: Tensor) -> Any:
+    """Those rows of a tensor, or of each part of sparse logits."""
+    if not isinstance(values, SparseLogits):
+        return values[chosen]
+    tail = None if values.tail is None else values.tail[chosen]
+    return SparseLogits(values.values[chosen], values.indices[chosen], tail)
+
+
+def _output(values: Outputs, spec: str, what: str) -> list[Any]:
     """The tensors that ``outputs.NAME[selection]`` stands for."""
     value = _lookup(values, output_name(spec), what)
     tap = Tap.parse(spec)
-    if isinstance(value, Tensor):
+    if isinstance(value, (Tensor, SparseLogits)):
         if tap.select is not None:
             raise ConfigError(f"{what.capitalize()} {spec!r} is one tensor: nothing to select.")
         return [value]

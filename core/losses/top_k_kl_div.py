@@ -338,7 +338,19 @@ def _check_options(tail: str, temperature: float) -> None:
 
 
 class TopKKLDivergence(nn.Module):
-    """Module form of :func:`top_k_kl_div`, same arguments and defaults.
+    """Module form of :func:`top_k_kl_div`, same arguments and defaults, and `k`.
+
+    Args:
+        k: Classes to keep of a teacher that gives all its logits, by :func:`sparse_logits` with the
+            same temperature, tail and axis. A teacher of which only some are known (a cache) is
+            taken as it is; it must be of that k.
+        tail: As in :func:`top_k_kl_div`.
+        temperature: Likewise.
+        dim: Likewise.
+
+    Raises:
+        ConfigError: If an option cannot be meant; when called, if the teacher gives all its logits
+            and `k` is missing, or knows another number of classes.
 
     Example:
         >>> import torch
@@ -346,11 +358,26 @@ class TopKKLDivergence(nn.Module):
         >>> loss = TopKKLDivergence(tail="renormalised")
         >>> abs(round(loss(logits, sparse_logits(logits, 2, tail="renormalised")).item(), 5))
         0.0
+        >>> abs(round(TopKKLDivergence(k=2)(logits, logits).item(), 5))
+        0.0
     """
 
-    def __init__(self, *, tail: Tail = "bucket", temperature: float = 1.0, dim: int = -1) -> None:
+    takes_sparse = True
+    """A :class:`SparseLogits` will do as the teacher."""
+
+    def __init__(
+        self,
+        *,
+        k: int | None = None,
+        tail: Tail = "bucket",
+        temperature: float = 1.0,
+        dim: int = -1,
+    ) -> None:
         super().__init__()
         _check_options(tail, temperature)
+        if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
+            raise ConfigError(f"k must be a whole number of at least 1, got {k!r}.")
+        self.k = k
         self.tail: Tail = tail
         self.temperature = temperature
         self.dim = dim
@@ -358,13 +385,13 @@ class TopKKLDivergence(nn.Module):
     def forward(
         self,
         student: Tensor,
-        teacher: Sparse,
+        teacher: Tensor | Sparse,
         weight: Tensor | None = None,
         total: Tensor | float | None = None,
     ) -> Tensor:
         return top_k_kl_div(
             student,
-            teacher,
+            self._kept(teacher),
             tail=self.tail,
             temperature=self.temperature,
             dim=self.dim,
@@ -372,5 +399,25 @@ class TopKKLDivergence(nn.Module):
             total=total,
         )
 
+    def _kept(self, teacher: Tensor | Sparse) -> Sparse:
+        if isinstance(teacher, Tensor):
+            if self.k is None:
+                raise ConfigError(
+                    "the teacher gives all its logits, so TopKKLDivergence has to be told how many "
+                    "classes to keep: add k=10, say. For all classes use KLDivergence."
+                )
+            return sparse_logits(
+                teacher, self.k, temperature=self.temperature, tail=self.tail, dim=self.dim
+            )
+        if self.k is not None and isinstance(teacher, tuple) and teacher[0].ndim:
+            kept = teacher[0].shape[resolve_axis(teacher[0], self.dim)]
+            if kept != self.k:
+                raise ConfigError(
+                    f"the loss is of k={self.k} classes, but {kept} of the teacher's were kept. "
+                    "Write the cache anew, or change k."
+                )
+        return teacher
+
     def extra_repr(self) -> str:
-        return f"tail={self.tail!r}, temperature={self.temperature}, dim={self.dim}"
+        k = "" if self.k is None else f"k={self.k}, "
+        return f"{k}tail={self.tail!r}, temperature={self.temperature}, dim={self.dim}"

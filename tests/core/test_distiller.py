@@ -41,6 +41,7 @@ from taskdistill.core.losses import (
     hidden_state_transfer,
     hint,
     kl_div,
+    sparse_logits,
 )
 from taskdistill.core.recipe import Progress, Recipe
 from taskdistill.core.taps import Taps
@@ -452,14 +453,20 @@ def test_an_ema_copies_student_and_adapters_and_shares_the_teacher(
 # -- early exit ------------------------------------------------------------------------------------
 
 
+def asked_network(distiller: Distiller, name: str = "teacher") -> Any:
+    """What a teacher runs, on which calls are counted: not the network that was given."""
+    return distiller.teachers[name].network
+
+
 def test_the_teacher_stops_after_the_last_tap(student: Net, teacher: Net, image: Tensor):
     distiller = set_up(Distiller(student, teacher, [HINT]), image)
-    before = teacher.classifier_calls, student.classifier_calls
+    asks = asked_network(distiller)
+    before = asks.classifier_calls, student.classifier_calls
     _, first = distiller(image)
     asked, output = distiller.ask("teacher", image)
     assert output is None
     torch.testing.assert_close(asked.tensors("stem")[0], teacher.stem(image))
-    assert (teacher.classifier_calls, student.classifier_calls) == (before[0], before[1] + 1)
+    assert (asks.classifier_calls, student.classifier_calls) == (before[0], before[1] + 1)
     assert first["hint"].raw > 0
 
 
@@ -468,18 +475,20 @@ def test_the_teacher_runs_to_the_end_where_an_output_is_compared(
     student: Net, teacher: Net, image: Tensor, start: int
 ):
     distiller = set_up(Distiller(student, teacher, [HINT, {**LOGITS, "start": start}]), image)
-    before = teacher.classifier_calls
+    asks = asked_network(distiller)
+    before = asks.classifier_calls
     distiller(image)
-    assert teacher.classifier_calls == before + 1
+    assert asks.classifier_calls == before + 1
 
 
 def test_each_teacher_stops_for_itself(student: Net, teacher: Net, image: Tensor):
     other = Net(8)
     recipe = [{**HINT, "of": "a"}, {**LOGITS, "of": "b"}]
     distiller = set_up(Distiller(student, {"a": teacher, "b": other}, recipe), image)
-    before = teacher.classifier_calls, other.classifier_calls
+    asks = asked_network(distiller, "a"), asked_network(distiller, "b")
+    before = [network.classifier_calls for network in asks]
     distiller(image)
-    assert (teacher.classifier_calls, other.classifier_calls) == (before[0], before[1] + 1)
+    assert [network.classifier_calls for network in asks] == [before[0], before[1] + 1]
 
 
 # -- outputs, regions, targets ---------------------------------------------------------------------
@@ -695,7 +704,7 @@ def test_more_levels_in_training_than_in_setup(image: Tensor):
     student, teacher = Repeated(), Repeated()
     recipe = [{"student": "layer", "loss": "Hint"}, LOGITS]
     distiller = set_up(Distiller(student, teacher, recipe), image)
-    student.times = teacher.times = 3
+    student.times = asked_network(distiller).times = 3
     with pytest.raises(ShapeError, match="gives 3 tensors, but gave 2 in Distiller.setup"):
         distiller(image)
 
@@ -1127,6 +1136,71 @@ def test_tokens_of_logits_laid_out_flat():
     torch.testing.assert_close(terms["term"].raw, kl_div(ours[kept], theirs[kept]))
 
 
+# -- logits of which some classes were kept --------------------------------------------------------
+
+
+@pytest.mark.parametrize("tail", ["bucket", "renormalised"])
+def test_a_teacher_known_in_part_gives_the_same_terms(tail: str):
+    student, teacher = Net(4), Net(6)
+    student.dropout.p = 0.0
+    line = dict(student="outputs.logits", loss="TopKKLDivergence", k=3, temperature=4.0, tail=tail)
+    distiller = Distiller(student, teacher, [line])
+    image = torch.randn(4, 3, 16, 16)
+    output, terms = distiller(image)
+    (live,) = terms.values()
+    logits = distiller.teachers["teacher"](image)
+    kept = sparse_logits(logits, 3, temperature=4.0, tail=tail)  # type: ignore[arg-type]
+    for answer in (kept, {"logits": kept}):
+        context = Context(default_outputs(output), {"teacher": default_outputs(answer)})
+        with distiller.watch() as seen:
+            pass
+        (stored,) = distiller.terms(seen, {}, context, Progress()).values()
+        torch.testing.assert_close(stored.weighted, live.weighted, rtol=0, atol=0)
+    assert live.raw > 0
+
+
+@pytest.mark.parametrize("form", ["rows", "no tail", "tokens", "map"])
+def test_a_region_weighs_a_teacher_known_in_part(form: str):
+    shape = {"tokens": (2, 3, 5), "map": (2, 5, 2, 3)}.get(form, (6, 5))
+    weight = torch.tensor([0.0, 1.0, 0.25, 0.0, 2.0, 0.0])
+    weight = weight.view({"tokens": (2, 3), "map": (2, 2, 3)[:1] + (1, 3)}.get(form, (6,)))
+    student, teacher = torch.randn(shape), torch.randn(shape)
+    dim = 1 if form == "map" else -1
+    kept = sparse_logits(teacher, 2, dim=dim)
+    if form == "no tail":
+        kept = kept._replace(tail=None)
+    line = on("TopKKLDivergence", k=2, dim=dim, region="main")
+    terms = [
+        compare([line], student, answer, Region(weight))["term"].raw for answer in (teacher, kept)
+    ]
+    torch.testing.assert_close(terms[1], terms[0])
+    assert terms[0] > 0
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_an_empty_region_of_a_teacher_known_in_part(sparse: bool):
+    student, teacher = torch.randn(6, 5, requires_grad=True), torch.randn(6, 5)
+    answer: Any = sparse_logits(teacher, 2) if sparse else teacher
+    line = on("TopKKLDivergence", k=2, region="main")
+    terms = compare([line], student, answer, Region(torch.zeros(6)))
+    assert terms["term"].raw == 0
+    (grad,) = torch.autograd.grad(total(terms), student)
+    assert not grad.any()
+
+
+def test_a_loss_that_needs_all_classes_refuses_a_teacher_known_in_part():
+    student, teacher = torch.randn(6, 5), torch.randn(6, 5)
+    with pytest.raises(ConfigError, match="KLDivergence needs all. Use TopKKLDivergence"):
+        compare([on("KLDivergence")], student, sparse_logits(teacher, 2))  # type: ignore
+    with pytest.raises(ShapeError, match=r"x is \(5, 5\), .* some classes are known, \(6, 2\)"):
+        compare([on("TopKKLDivergence")], student[:5], sparse_logits(teacher, 2))  # type: ignore
+    with pytest.raises(ConfigError, match="add k=10, say"):
+        compare([on("TopKKLDivergence")], student, teacher)
+    with pytest.raises(ConfigError, match="is one tensor: nothing to select"):
+        line = {**on("TopKKLDivergence"), "student": "outputs.x", "teacher": "outputs.x[0]"}
+        compare([line], student, sparse_logits(teacher, 2))  # type: ignore
+
+
 def test_joined_outputs_go_to_the_loss_together():
     def vectors(heads: int = 2) -> tuple[torch.Tensor, ...]:
         return tuple(torch.randn(2, heads, 3, 4) for _ in range(2))
@@ -1289,9 +1363,10 @@ def test_features_of_single_positions_are_weighed_as_outputs_are():
 def test_a_teacher_can_be_asked_to_run_to_its_end(student: Net, teacher: Net, image: Tensor):
     for whole, calls in (((), 0), (("teacher",), 1)):
         distiller = set_up(Distiller(student, teacher, [HINT], whole=whole), image)
-        teacher.classifier_calls = 0
+        asks = asked_network(distiller)
+        asks.classifier_calls = 0
         _, output = distiller.ask("teacher", image)
-        assert teacher.classifier_calls == calls
+        assert asks.classifier_calls == calls
         assert (output is not None) == bool(calls)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from taskdistill.core.errors import TapError
-from taskdistill.core.taps import Tap, Taps, flatten_tensors
+from taskdistill.core.taps import Captured, Tap, Taps, flatten_tensors
 
 LEVELS = 5
 
@@ -451,3 +451,37 @@ def test_a_weight_is_no_reason_to_end_a_forward_or_to_wait():
 def test_a_module_without_a_weight_is_told():
     with pytest.raises(TapError, match=r"Module '0' \(ReLU\) has no weight to tap"):
         Taps(nn.Sequential(nn.ReLU()), ["0@weight"])
+
+
+# -- values from elsewhere -------------------------------------------------------------------------
+
+
+def test_what_taps_saw_can_be_made_of_stored_values(detector: Detector, image: Tensor):
+    taps = Taps(detector, ["head", "neck[1:3]", "head@weight"])
+    with taps.capture() as live:
+        detector(image)
+    calls = live.by_module()
+    assert {key: len(values) for key, values in calls.items()} == {
+        ("head", "output"): LEVELS,
+        ("neck", "output"): 1,
+    }
+    made = Captured.of(taps, calls)
+    assert made.counts() == live.counts() and made.taps is taps
+    for spec in taps.specs:
+        assert made.called(spec)
+        assert all(a is b for a, b in zip(made.tensors(spec), live.tensors(spec), strict=True))
+    detector.head.weight = nn.Parameter(torch.ones(2, 3, 1, 1))
+    assert Captured.of(taps, calls).tensors("head@weight")[0] is detector.head.weight
+
+
+def test_stored_values_that_are_missing_or_of_no_tap(detector: Detector, image: Tensor):
+    taps = Taps(detector, ["head", "neck"])
+    made = Captured.of(taps, {("neck", "output"): [(image,)]})
+    assert not made.called("head") and made.tensors("neck")[0] is image
+    with pytest.raises(TapError, match="'head'.* was not called"):
+        made.by_module()
+    with pytest.raises(TapError, match="'backbone@output' is not tapped; tapped is head@output"):
+        Captured.of(taps, {("backbone", "output"): [image]})
+    image.add_(1)
+    with pytest.raises(TapError, match="'neck' returned was changed in place"):
+        made.calls("neck")

@@ -272,6 +272,53 @@ def test_second_derivatives_are_refused():
         torch.autograd.grad(value, student, create_graph=True)
 
 
+@pytest.mark.parametrize("tail", ["bucket", "renormalised"])
+@pytest.mark.parametrize("dim", [-1, 1])
+def test_the_module_keeps_classes_of_a_whole_teacher(tail, dim: int):
+    student, teacher = pair_of()
+    if dim == 1:
+        student, teacher = (x.view(2, 4, 10).movedim(-1, 1) for x in (student, teacher))
+    loss = TopKKLDivergence(k=3, tail=tail, temperature=4.0, dim=dim)
+    kept = sparse_logits(teacher, 3, tail=tail, temperature=4.0, dim=dim)
+    expected = top_k_kl_div(student, kept, tail=tail, temperature=4.0, dim=dim)
+    same(loss(student, teacher), expected, student)
+    same(loss(student, kept), expected, student)
+    weight = torch.rand(8).view(2, 4) if dim == 1 else torch.rand(8)
+    weighted = top_k_kl_div(student, kept, tail=tail, temperature=4.0, dim=dim, weight=weight)
+    same(loss(student, teacher, weight=weight), weighted, student)
+
+
+def test_the_module_draws_anew_each_time():
+    student, teacher = pair_of()
+    loss = TopKKLDivergence(k=2, tail="sampled")
+    torch.manual_seed(0)
+    values = [loss(student, teacher) for _ in range(2)]
+    torch.manual_seed(0)
+    kept = sparse_logits(teacher, 2, tail="sampled")
+    same(values[0], top_k_kl_div(student, kept, tail="sampled"), student)
+    assert values[0] != values[1]
+
+
+@pytest.mark.parametrize("tail", ["bucket", "renormalised", "sampled"])
+def test_a_whole_teacher_of_no_positions(tail):
+    student = torch.zeros(0, 5, requires_grad=True)
+    value = TopKKLDivergence(k=2, tail=tail)(student, torch.zeros(0, 5))
+    assert value.item() == 0
+
+
+def test_how_many_classes_the_module_keeps():
+    student, teacher = pair_of()
+    with pytest.raises(ConfigError, match="add k=10, say. For all classes use KLDivergence"):
+        TopKKLDivergence()(student, teacher)
+    with pytest.raises(ConfigError, match="of k=4 classes, but 3 of the teacher's were kept"):
+        TopKKLDivergence(k=4)(student, sparse_logits(teacher, 3))
+    with pytest.raises(ShapeError, match="k=11 classes are to be kept"):
+        TopKKLDivergence(k=11)(student, teacher)
+    for k in (0, 2.0, True, "3"):
+        with pytest.raises(ConfigError, match="k must be a whole number of at least 1"):
+            TopKKLDivergence(k=k)  # type: ignore
+
+
 def test_bad_teachers():
     student = torch.zeros(2, 5)
     values, indices = torch.zeros(2, 3), torch.tensor([[0, 1, 2], [2, 3, 4]])
