@@ -677,7 +677,7 @@ class Distiller(nn.Module):
                     tapped_only = bool(pairs) and not wanted
                     self._stop_after[name] = asked.counts() if tapped_only else None
                     teacher.prepare(
-                        partial(teacher_forward, name),
+                        partial(_asking, teacher, teacher_forward, name),
                         self._teacher_taps[name],
                         *args,
                         stop_after=self._stop_after[name],
@@ -781,6 +781,14 @@ class Distiller(nn.Module):
             made.append(adapter)
             logger.info("Pair %s[%d]: %s.", pair.name, index, describe(adapter, s, t))
         self.adapters[pair.name] = made
+
+
+def _asking(
+    teacher: FrozenTeacher, teacher_forward: Callable[[str], Callable[..., Any]], name: str
+) -> Callable[..., Any]:
+    """What asks a teacher now: where the network itself is called, what stands for it."""
+    forward = teacher_forward(name)
+    return teacher.network if forward is teacher.model else forward
 
 
 def _check_shares(pair: Pair, tensors: int) -> None:

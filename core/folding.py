@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
@@ -137,7 +138,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 def _fused(layer: nn.Module, norm: nn.Module) -> nn.Module:
     bare: Any = copy.copy(layer)  # the fusion copies what it is given, our hooks too
-    bare._forward_hooks, bare._forward_hooks_with_kwargs = {}, {}
+    bare._forward_hooks, bare._forward_hooks_with_kwargs = OrderedDict(), OrderedDict()
     if isinstance(layer, nn.Linear):
         fused: nn.Module = fuse_linear_bn_eval(bare, norm)  # type: ignore[arg-type]
     else:

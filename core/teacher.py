@@ -104,6 +104,8 @@ class FrozenTeacher:
         """Where it will run, known before it does: what is fastest there is chosen."""
         self.setting: Setting | None = None
         """How it runs; None before :meth:`prepare`."""
+        self.how = "runs as it was given"
+        """The same in words, and why."""
         self._folded: list[tuple[str, str]] = []
         self._outermost: list[str] = []
         self._infers = False
@@ -200,12 +202,14 @@ class FrozenTeacher:
 
     @contextmanager
     def beside(self, device: torch.device) -> Iterator[None]:
-        """Ask, within the block, in a stream of the teacher's own, where the device has streams.
+        """Ask, within the block, in a stream of the teacher's own, where the student's device has
+        streams.
 
-        So the teacher's kernels fill what the student's leave idle. Call :meth:`join` before what
+        So the teacher's kernels fill what the student's leave idle, or run on a device of their own
+        meanwhile. Call :meth:`join` before what
         was answered is read.
         """
-        if device.type != "cuda" or self.own_device is not None:
+        if device.type != "cuda":
             yield
             return
         if self._stream is None:
@@ -285,7 +289,18 @@ class FrozenTeacher:
         try:
             self._use(settings[0])
         except Exception as error:  # a network that cannot be copied runs as it is
-            logger.info("%s runs as it is, for it cannot be copied: %s", self.source, error)
+            self.how = f"runs as it was given, for it cannot be copied: {error}"
+            logger.info("Teacher %s %s", self.source, self.how)
+            self._reset()
+            return
+        with _calls_at_the_top(self.network) as called:
+            ask()
+        if not called:
+            self.how = (
+                "runs as it was given, for what asks it calls the network itself: call "
+                "teachers[name].network to have it run faster"
+            )
+            logger.info("Teacher %s %s", self.source, self.how)
             self._reset()
             return
         full = Setting("fp32", settings[0].memory_format)
@@ -319,7 +334,8 @@ class FrozenTeacher:
             layout if layout in MEMORY_FORMATS else self.setting.memory_format,
         )
         if wanted != self.setting:
-            logger.info("%s runs in %s, as the run that is resumed did.", self.source, wanted)
+            self.how = f"runs in {wanted}, as in the run that is resumed"
+            logger.info("Teacher %s %s", self.source, self.how)
             self._use(wanted)
             self._compile()
 
@@ -379,20 +395,16 @@ class FrozenTeacher:
             self.network.get_submodule(name).compile(**options)
 
     def _tell(self, choice: Setting, seconds: Mapping[Setting, float], open_to: int) -> None:
-        folded = f"{len(self._folded)} batch norms folded" if self._folded else "nothing folded"
-        if open_to == 1:
-            logger.info("Teacher %s runs in %s, %s.", self.source, choice, folded)
-            return
-        times = "; ".join(f"{s} {1000 * t:.1f} ms" for s, t in seconds.items())
-        logger.info(
-            "Teacher %s runs in %s, %s: fastest here of what was measured on one example (%s). "
-            "Pin it by precision=%r, memory_format=%r.",
-            self.source,
-            choice,
-            folded,
-            times,
-            *choice,
-        )
+        self.how = f"runs in {choice}, {len(self._folded)} batch norms folded"
+        if self.compile:
+            self.how += ", compiled"
+        if open_to > 1:
+            times = "; ".join(f"{s} {1000 * t:.1f} ms" for s, t in seconds.items())
+            self.how += (
+                f": what is fastest here, of one batch ({times}). To pin it: "
+                f"precision={choice.precision!r}, memory_format={choice.memory_format!r}."
+            )
+        logger.info("Teacher %s %s", self.source, self.how)
 
 
 def _checked_device(device: torch.device | str) -> torch.device:

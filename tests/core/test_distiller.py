@@ -491,6 +491,27 @@ def test_each_teacher_stops_for_itself(student: Net, teacher: Net, image: Tensor
     assert [network.classifier_calls for network in asks] == [before[0], before[1] + 1]
 
 
+def test_a_teacher_that_is_called_by_its_own_name_runs_as_its_faster_copy(
+    student: Net, teacher: Net, image: Tensor
+):
+    distiller = Distiller(student, teacher, [HINT, LOGITS])
+    distiller.setup(student, lambda name: teacher, image)
+    assert asked_network(distiller) is not teacher
+    assert distiller.teachers["teacher"].runs_as["folded"] == 0  # the tap is on the convolution
+    distiller(image)
+
+
+def test_a_teacher_that_is_called_past_its_copy_runs_as_it_is(
+    student: Net, teacher: Net, image: Tensor
+):
+    distiller = Distiller(student, teacher, [HINT, LOGITS])
+    distiller.setup(student, lambda name: lambda x: teacher(x), image)
+    assert asked_network(distiller) is teacher
+    assert "call teachers[name].network" in distiller.teachers["teacher"].how
+    asked, _ = distiller.ask("teacher", image, forward=lambda x: teacher(x))
+    torch.testing.assert_close(asked.tensors("stem")[0], teacher.stem(image))
+
+
 # -- outputs, regions, targets ---------------------------------------------------------------------
 
 

@@ -161,3 +161,13 @@ def test_weights_of_the_original_are_not_touched():
     sharing = copy.deepcopy(network, memo)
     fold_batch_norms(sharing, [("0", "1")])
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_a_folded_network_can_be_hooked():
+    network = settled(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
+    made, _ = folded(network, torch.randn(1, 3, 4, 4))
+    seen = []
+    for module in made:  # type: ignore[attr-defined]
+        module.register_forward_hook(lambda *_: seen.append(1))
+    made(torch.randn(1, 3, 4, 4))
+    assert len(seen) == 2

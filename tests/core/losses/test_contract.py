@@ -614,9 +614,12 @@ def test_wrong_weight_and_total_are_named(name: str):
 
 
 @every_loss
-@pytest.mark.parametrize("layout", ["strided", "expanded"])
+@pytest.mark.parametrize("layout", ["strided", "expanded", "channels last"])
 def test_memory_layout_does_not_matter(name: str, layout: str):
     def arrange(tensor: Tensor) -> Tensor:
+        if layout == "channels last":
+            maps = torch.channels_last if tensor.ndim == 4 else torch.preserve_format
+            return tensor.detach().clone(memory_format=maps)
         if layout == "expanded":
             return tensor[:1].detach().expand(tensor.shape)
         return tensor.detach().mT.contiguous().mT if tensor.ndim > 1 else tensor.detach()
