@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -11,15 +12,18 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ...core.errors import ConfigError, did_you_mean
+from ...core.taps import guard_hooks
 from ...core.teacher import FrozenTeacher
 from .distillation import Distillation
 from .recipes import RECIPE_KEYS
+from .remember import CacheOptions
 from .teacher import load_teacher
 from .trainer import make_distilling
 
 __all__ = ["DistillationCallback", "DistillationTrainer"]
 
 Teacher = nn.Module | FrozenTeacher | str | Mapping[str, Any]
+Cache = CacheOptions | str | Path | Mapping[str, Any] | None
 
 
 class DistillationCallback(TrainerCallback):
@@ -46,6 +50,9 @@ class DistillationCallback(TrainerCallback):
         teacher_tokenizer: To compare vocabularies; by default the one that lies beside the
             teacher, if any. By name where there are several.
         model_class: Auto class to load teachers given by folder or name.
+        cache: Folder in which the teachers' answers are kept, so that each is asked once a text and
+            not in every epoch; or ``dict(path=..., dtype="fp16", build=True, shard_mb=64)``, see
+            :class:`.remember.CacheOptions`. None asks at every step.
 
     Raises:
         DistillError: If a teacher cannot be loaded. What does not fit the student is told when the
@@ -69,7 +76,9 @@ class DistillationCallback(TrainerCallback):
         *,
         teacher_tokenizer: Any = None,
         model_class: str = "AutoModel",
+        cache: Cache = None,
     ) -> None:
+        self.cache = CacheOptions.of(cache)
         self.teachers = {
             name: _loaded(given, model_class) for name, given in _by_name(teacher).items()
         }
@@ -93,13 +102,13 @@ class DistillationCallback(TrainerCallback):
 
         Args:
             config: ``teacher`` or ``teachers``, and ``pairs`` (``unit``, ``stages``,
-                ``task_weight``) or ``recipe``.
+                ``task_weight``) or ``recipe``; ``cache``.
             model_class: Auto class to load the teachers by.
 
         Raises:
             ConfigError: If a key is unknown or missing.
         """
-        known = ("teacher", "teachers", *RECIPE_KEYS)
+        known = ("teacher", "teachers", *RECIPE_KEYS, "cache")
         if not isinstance(config, Mapping):
             raise ConfigError(f"distill is a mapping (teacher: ..., pairs: ...), not {config!r}.")
         for key in config:
@@ -110,6 +119,7 @@ class DistillationCallback(TrainerCallback):
                 )
         if ("teacher" in config) == ("teachers" in config):
             raise ConfigError("distill needs either 'teacher' or 'teachers'.")
+        cache = CacheOptions.of(config.get("cache"))
         if "teachers" in config:
             several = config["teachers"]
             if not isinstance(several, Mapping) or not several:
@@ -118,7 +128,7 @@ class DistillationCallback(TrainerCallback):
         else:
             teacher = load_teacher(config["teacher"], model_class)
         recipe = {key: config[key] for key in RECIPE_KEYS if key in config}
-        return cls(teacher, recipe, model_class=model_class)
+        return cls(teacher, recipe, model_class=model_class, cache=cache)
 
     def attach(self, trainer: Trainer) -> None:
         """Make a trainer distil; called by itself where the callback is given to ``Trainer``.
@@ -138,6 +148,7 @@ class DistillationCallback(TrainerCallback):
             tokenizer=trainer.processing_class,
             teacher_tokenizers=self.teacher_tokenizers,
             seed=trainer.args.seed,
+            cache=self.cache,
         )
         make_distilling(trainer, self.distillation)
 
@@ -170,6 +181,8 @@ class DistillationCallback(TrainerCallback):
                 "DistillationCallback was added to a Trainer that exists already. Give it to "
                 "Trainer(callbacks=[...]), or call callback.attach(trainer) before training."
             )
+        if args.torch_compile:
+            guard_hooks()
 
     def on_pre_optimizer_step(
         self,
@@ -210,6 +223,7 @@ class DistillationTrainer(Trainer):
         teacher: As for :class:`DistillationCallback`.
         recipe: Likewise.
         teacher_tokenizer: Likewise.
+        cache: Likewise.
         **kwargs: As for ``Trainer``.
     """
 
@@ -219,9 +233,12 @@ class DistillationTrainer(Trainer):
         teacher: Teacher | Mapping[str, Teacher],
         recipe: Any,
         teacher_tokenizer: Any = None,
+        cache: Cache = None,
         **kwargs: Any,
     ) -> None:
-        callback = DistillationCallback(teacher, recipe, teacher_tokenizer=teacher_tokenizer)
+        callback = DistillationCallback(
+            teacher, recipe, teacher_tokenizer=teacher_tokenizer, cache=cache
+        )
         kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), callback]
         super().__init__(*args, **kwargs)
 

@@ -21,9 +21,10 @@ from .build import build_model, build_tokenizer, load_trained, read_model_config
 from .callback import DistillationCallback
 from .data import Prepared, prepare_data
 from .output import MODEL, RESULTS, check_output, claim, last_checkpoint, save_model
+from .remember import CacheOptions
 from .scalars import ScalarsCallback, plain_metrics
 
-__all__ = ["EVALUATION", "run", "train"]
+__all__ = ["EVALUATION", "check_sources", "make_trainer", "run", "start_logging", "train"]
 
 EVALUATION = "eval_results.json"
 """What ``--eval_only`` writes into the output folder."""
@@ -65,8 +66,8 @@ def train(argv: Sequence[str] | None = None) -> dict[str, float]:
         DistillError: If anything asked for cannot be meant or is not there; before training.
     """
     run = parse(argv)
-    _start_logging(run)
-    _check_sources(run)
+    start_logging(run)
+    check_sources(run)
     figures = _evaluate_only(run, run.eval_only) if run.eval_only is not None else _train(run)
     leave_process_group()
     return figures
@@ -79,20 +80,7 @@ def _train(run: Run) -> dict[str, float]:
             resume = run.resume or args.resume_from_checkpoint is not None
             check_output(folder, resume=resume, overwrite=run.overwrite)
     checkpoint = args.resume_from_checkpoint or (last_checkpoint(folder) if run.resume else None)
-    set_seed(args.seed)
-    with args.main_process_first(local=False, desc="data"):
-        tokenizer = build_tokenizer(run.model, run.data, run.distill)
-        prepared = prepare_data(run.data, tokenizer, seed=args.seed)
-    if prepared.train is None:
-        raise DataError(
-            "There are no training data; give train_file or a data set with a training split."
-        )
-    _fit_evaluation(run, prepared)
-    callbacks = _callbacks(run, prepared)
-    model = build_model(run.model, run.data, prepared, tokenizer, run.distill)
-    _log.info("Data: %s", prepared.text)
-    _log.info("Student: %s, %.2f M parameters.", type(model).__name__, _millions(model))
-    trainer = _trainer(run, prepared, model, tokenizer, callbacks)
+    trainer, prepared = make_trainer(run)
     if args.process_index == 0:
         claim(folder, run.given, overwrite=run.overwrite)
     if checkpoint is not None:
@@ -110,6 +98,29 @@ def _train(run: Run) -> dict[str, float]:
         write_text(folder / RESULTS, f"{json.dumps(results, indent=1)}\n")
         print(_table(plain_metrics(figures), prepared, str(folder / MODEL)))
     return results
+
+
+def make_trainer(run: Run) -> tuple[Trainer, Prepared]:
+    """Read the data, build the student and everything around it, ready to be trained.
+
+    Raises:
+        DistillError: If something does not fit, or there are no training data.
+    """
+    args = run.training
+    set_seed(args.seed)
+    with args.main_process_first(local=False, desc="data"):
+        tokenizer = build_tokenizer(run.model, run.data, run.distill)
+        prepared = prepare_data(run.data, tokenizer, seed=args.seed)
+    if prepared.train is None:
+        raise DataError(
+            "There are no training data; give train_file or a data set with a training split."
+        )
+    _fit_evaluation(run, prepared)
+    callbacks = _callbacks(run, prepared)
+    model = build_model(run.model, run.data, prepared, tokenizer, run.distill)
+    _log.info("Data: %s", prepared.text)
+    _log.info("Student: %s, %.2f M parameters.", type(model).__name__, _millions(model))
+    return _trainer(run, prepared, model, tokenizer, callbacks), prepared
 
 
 def _evaluate_only(run: Run, folder: str) -> dict[str, float]:
@@ -133,7 +144,8 @@ def _evaluate_only(run: Run, folder: str) -> dict[str, float]:
     return results
 
 
-def _start_logging(run: Run) -> None:
+def start_logging(run: Run) -> None:
+    """Log what happens, in the first process."""
     args = run.training
     first = args.process_index == 0
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -143,7 +155,7 @@ def _start_logging(run: Run) -> None:
     transformers.logging.set_verbosity(level)
 
 
-def _check_sources(run: Run) -> None:
+def check_sources(run: Run) -> None:
     """See that everything the run reads is there, before data are tokenised."""
     run.data.check()
     for split, path in run.data.files.items():
@@ -152,6 +164,7 @@ def _check_sources(run: Run) -> None:
     if run.eval_only is not None:
         read_model_config(run.eval_only)
         return
+    CacheOptions.of((run.distill or {}).get("cache"))
     vocabulary = run.model.vocab_file
     if vocabulary is not None and not os.path.isfile(vocabulary):
         raise DataError(f"vocab_file {vocabulary!r} does not exist (from {os.getcwd()!r}).")

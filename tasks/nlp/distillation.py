@@ -17,7 +17,7 @@ from ...core.errors import CheckpointError, ConfigError
 from ...core.modes import evaluating
 from ...core.recipe import Pair, Progress, members, output_name
 from ...core.stages import Holding
-from ...core.taps import Captured
+from ...core.taps import Captured, Taps
 from ...core.teacher import FrozenTeacher, read_checkpoint, state_sha256
 from .models.ib_bert import copy_embeddings_and_head
 from .outputs import (
@@ -26,13 +26,16 @@ from .outputs import (
     count_positions,
     default_regions,
     example_inputs,
+    lay_out,
     position_weights,
     targets_of,
     token_mask,
+    trial_inputs,
     use_attention_maps,
 )
 from .progressive import ProgressiveTraining
 from .recipes import Plan, Shape, make_plan
+from .remember import CacheOptions, RememberedTeacher
 from .teacher import model_of
 from .vocabulary import (
     check_labels,
@@ -66,6 +69,7 @@ class Distillation:
         tokenizer: The student's; None where it is not known.
         teacher_tokenizers: The teachers', by name, where they are known.
         seed: Of the adapters.
+        cache: Where the teachers' answers are kept; None asks them at every step.
 
     Raises:
         DistillError: If anything does not fit.
@@ -80,8 +84,12 @@ class Distillation:
         tokenizer: Any = None,
         teacher_tokenizers: Mapping[str, Any] | None = None,
         seed: int = 0,
+        cache: CacheOptions | None = None,
     ) -> None:
         self.student = student
+        self.cache = cache
+        self.remembered: dict[str, RememberedTeacher] = {}
+        """Teachers whose answers are looked up; filled by :func:`.caching.ensure`."""
         models = {name: model_of(teacher) for name, teacher in teachers.items()}
         shapes = {name: Shape.of(getattr(m, "config", None)) for name, m in models.items()}
         if not shapes:
@@ -148,7 +156,12 @@ class Distillation:
             torch.manual_seed(seed)
             distiller.setup(
                 lambda **batch: self.student(**batch, **self.reader.asks),
-                lambda name: lambda **batch: self._models[name](**batch, **self.readers[name].asks),
+                lambda name: (
+                    lambda **batch: distiller.teachers[name].network(
+                        **batch, **self.readers[name].asks
+                    )
+                ),
+                trial=((), trial_inputs([self.student, *self._models.values()])),
                 **example,
             )
         whole = {**example, "attention_mask": torch.ones_like(example["attention_mask"])}
@@ -158,7 +171,7 @@ class Distillation:
                 reader.check_scores(self._models[name], whole)
             with distiller.watch() as seen:
                 output = self.student(**example, **self.reader.asks)
-            taught = {name: self._ask(name, example) for name in distiller.teachers}
+            taught = {name: self.ask(name, example) for name in distiller.teachers}
             context = self._context(seen, output, taught, example, made_up=True)
             captured = {name: found for name, (found, _) in taught.items()}
             for stage in self._stages():
@@ -209,9 +222,21 @@ class Distillation:
             return None
         return count_positions(batches, self._regions, self.token_level)
 
-    def _ask(self, name: str, batch: Mapping[str, Any]) -> tuple[Captured, Any]:
+    def ask(self, name: str, batch: Mapping[str, Any]) -> tuple[Captured, Outputs]:
+        """Run a teacher on a batch.
+
+        Returns:
+            What its taps saw, and the outputs that pairs name, samples on the first axis.
+        """
         reader = self.readers[name]
-        return self.distiller.ask(name, **reader.inputs(batch), **reader.asks)
+        captured, answer = self.distiller.ask(name, **reader.inputs(batch), **reader.asks)
+        return captured, reader.gather(answer, captured) if reader.names else {}
+
+    def pair_taps(self, name: str) -> Taps:
+        """The taps of a teacher that pairs compare themselves."""
+        pairs = [pair for pair in self.distiller.pairs_of(name) if not pair.is_output]
+        specs = [tap for pair in pairs for tap in members(pair.teacher)]
+        return self.distiller.teachers[name].taps(specs)
 
     def terms(
         self,
@@ -221,8 +246,9 @@ class Distillation:
         totals: Tensor | None,
         progress: Progress,
         inputs_of: Mapping[str, Mapping[str, Any]] | None = None,
+        positions: Mapping[str, Any] | None = None,
     ) -> dict[str, Term]:
-        """Run the teachers on a batch and compute every term.
+        """Run the teachers on a batch, or look up what they say of it, and compute every term.
 
         Args:
             seen: What the student's taps saw.
@@ -232,9 +258,15 @@ class Distillation:
                 terms are divided by these instead of the batch's own.
             progress: Where training stands.
             inputs_of: Inputs of single teachers, where they are not the batch's.
+            positions: Of the batch's texts among those remembered of each teacher, where known.
         """
         asked = {name: (inputs_of or {}).get(name, batch) for name in self.distiller.teachers}
-        taught = {name: self._ask(name, inputs) for name, inputs in asked.items()}
+        taught = {
+            name: self.remembered[name].answer(inputs, (positions or {}).get(name))
+            if name in self.remembered
+            else self.ask(name, inputs)
+            for name, inputs in asked.items()
+        }
         masks = {name: token_mask(inputs) for name, inputs in asked.items()}
         context = self._context(seen, output, taught, batch, totals, masks)
         captured = {name: found for name, (found, _) in taught.items()}
@@ -248,7 +280,7 @@ class Distillation:
         self,
         seen: Captured,
         output: Any,
-        taught: Mapping[str, tuple[Captured, Any]],
+        taught: Mapping[str, tuple[Captured, Outputs]],
         batch: Mapping[str, Any],
         totals: Tensor | None = None,
         masks: Mapping[str, Tensor | None] | None = None,
@@ -257,10 +289,8 @@ class Distillation:
         mask = token_mask(batch)
         student = self.reader.read(output, seen, mask)
         teachers = {
-            name: self.readers[name].read(answer, captured, (masks or {}).get(name, mask))
-            if self.readers[name].names
-            else {}
-            for name, (captured, answer) in taught.items()
+            name: lay_out(outputs, (masks or {}).get(name, mask))
+            for name, (_, outputs) in taught.items()
         }
         targets = targets_of(batch, student)
         if made_up:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 import torch.distributed as dist
 from accelerate.utils import DistributedType
@@ -15,11 +17,13 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from ...core.distiller import check_finite
-from ...core.errors import ConfigError
+from ...core.errors import CacheError, ConfigError
 from ...core.modes import evaluating
 from ...core.recipe import Progress
 from ...core.taps import flatten_tensors
+from .caching import ensure
 from .distillation import STATE_FILE, Distillation
+from .text_ids import POSITIONS, PositionsCollator
 
 __all__ = ["DistillingTrainer", "make_distilling"]
 
@@ -81,14 +85,52 @@ class DistillingTrainer(Trainer):
     def get_train_dataloader(self) -> Any:
         """Keep the columns that only the teachers take; evaluation does without them."""
         self._set_signature_columns_if_needed()
+        with self._teacher_columns_kept(), self._positions_on_the_way():
+            return super().get_train_dataloader()
+
+    @contextmanager
+    def _teacher_columns_kept(self) -> Iterator[None]:
+        self._set_signature_columns_if_needed()
         own = self._signature_columns
         assert own is not None
         extra = [c for c in self.distillation.teacher_columns if c not in own]
         self._signature_columns = [*own, *extra]
         try:
-            return super().get_train_dataloader()
+            yield
         finally:
             self._signature_columns = own
+
+    @contextmanager
+    def _positions_on_the_way(self) -> Iterator[None]:
+        """Let whoever makes the batches look up which texts they are of."""
+        # Where a trainer of the user's own may change a batch, it is looked at when it is used.
+        steps = {"training_step", "_prepare_inputs", "_prepare_input", "get_batch_samples"}
+        users = [kind for kind in type(self).__mro__ if kind not in (DistillingTrainer, Trainer)]
+        plain = not any(steps & set(vars(kind)) for kind in users)
+        remembered, own = self.distillation.remembered, self.data_collator
+        if remembered and self.is_in_train and plain and not self.accelerator.dispatch_batches:
+            tables = {name: (found.reader, found.table) for name, found in remembered.items()}
+            self.data_collator = PositionsCollator(own, tables)
+        try:
+            yield
+        finally:
+            self.data_collator = own
+
+    def training_source(self) -> tuple[Any, Callable[[list[Any]], Any]]:
+        """The training data with the columns that training reads, and what makes batches of them.
+
+        Raises:
+            CacheError: If there are no training data.
+        """
+        data, collator = self.train_dataset, self.data_collator
+        if data is None:
+            raise CacheError("The Trainer has no train_dataset of which to remember the answers.")
+        with self._teacher_columns_kept():
+            if isinstance(data, datasets.Dataset):
+                data = self._remove_unused_columns(data, description="training")
+            else:
+                collator = self._get_collator_with_removed_columns(collator, "training")
+        return data, collator
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: Any) -> Any:
         """Count the positions of all batches of the coming step, over all processes."""
@@ -117,7 +159,10 @@ class DistillingTrainer(Trainer):
             # Of one batch the mean is wanted: given the number of items, a head that does not heed
             # it would be told as many times too large as there are processes.
             return super().compute_loss(model, inputs, return_outputs)
-        plan, own = self.distillation, self.distillation.student_inputs(inputs)
+        plan = self.distillation
+        positions = inputs.get(POSITIONS)
+        inputs = {key: value for key, value in inputs.items() if key != POSITIONS}
+        own = plan.student_inputs(inputs)
         progress = Progress(self.state.global_step, float(self.state.epoch or 0.0))
         plan.holding.update(progress)
         with plan.distiller.watch() as seen:
@@ -127,8 +172,13 @@ class DistillingTrainer(Trainer):
         loss = self._per_item(model, own, loss, num_items_in_batch)
         ask = getattr(self, "teacher_inputs", None)  # a user's own trainer may have it
         others = None if ask is None else ask(inputs)
+        if others and plan.remembered:
+            raise CacheError(
+                f"teacher_inputs gave teacher {next(iter(others))!r} inputs of its own, of which "
+                "nothing is remembered. Leave cache out."
+            )
         with self.accelerator.autocast():
-            terms = plan.terms(seen, output, inputs, self._totals, progress, others)
+            terms = plan.terms(seen, output, inputs, self._totals, progress, others, positions)
         batches = self.current_gradient_accumulation_steps
         # What is averaged over this batch alone counts as one of the batches of the step.
         shares = [1.0 if plan.is_exact(p) else 1.0 / batches for p in plan.plan.recipe.pairs]
@@ -285,6 +335,8 @@ class DistillingTrainer(Trainer):
                 "new one for every trial). Make one Trainer for each student."
             )
         self.reset_distillation()
+        if plan.cache is not None:
+            ensure(self)
         with plan.active():
             if plan.progressive is not None:
                 plan.progressive.start()

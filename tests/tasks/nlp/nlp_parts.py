@@ -170,7 +170,8 @@ def train_case(folder: str, case: str) -> None:
     student, wide = model(head), teacher(head)
     if more == "layers":
         wide = teacher(head, width=8, layers=2)
-    callback = DistillationCallback(wide, recipe)
+    cache = dict(path=f"{folder}/cache", dtype="fp32", shard_mb=0.002) if more == "cache" else None
+    callback = DistillationCallback(wide, recipe, cache=cache)
     world = int(os.environ.get("WORLD_SIZE", 1))
     run = trainer(
         folder,

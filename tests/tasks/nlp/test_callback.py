@@ -186,3 +186,30 @@ def test_a_subclass_that_calls_from_deep_within(tmp_path: Path):
     callback = DistillationCallback(parts.teacher(), PAIRS)
     run = parts.trainer(tmp_path, parts.model(), kind=Wrapped, callbacks=[callback])
     assert isinstance(run, Wrapped) and run.distillation is callback.distillation  # type: ignore
+
+
+def test_a_cache_is_part_of_the_callback_the_trainer_and_a_config(tmp_path: Path):
+    callback = DistillationCallback(parts.teacher(), PAIRS, cache=tmp_path / "cache")
+    run = parts.trainer(tmp_path, parts.model(), callbacks=[callback], **SMALL)
+    assert callback.distillation is not None and not callback.distillation.remembered
+    run.train()
+    assert list(callback.distillation.remembered) == ["teacher"]
+
+    def kind(**options: Any) -> Trainer:
+        given: dict[str, Any] = dict(
+            teacher=parts.teacher(), recipe=PAIRS, cache=tmp_path / "cache"
+        )
+        return DistillationTrainer(**options, **given)
+
+    derived = parts.trainer(tmp_path, parts.model(), kind=kind, **SMALL)
+    derived.train()
+    assert parts.largest_gap(run.model, derived.model) == 0.0
+
+    folder = tmp_path / "teacher"
+    parts.teacher().save_pretrained(folder)
+    config = dict(teacher=str(folder), pairs=PAIRS, cache=dict(path="kept", dtype="bf16"))
+    read = DistillationCallback.from_config(config, "AutoModelForSequenceClassification")
+    assert read.cache is not None and (read.cache.path, read.cache.dtype) == ("kept", "bf16")
+    config["cache"] = dict(folder="kept")
+    with pytest.raises(ConfigError, match="cache has no 'folder'"):
+        DistillationCallback.from_config(config, "AutoModelForSequenceClassification")

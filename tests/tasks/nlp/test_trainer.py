@@ -424,7 +424,13 @@ def test_a_stage_without_the_students_own_loss(tmp_path: Path):
 # -- several processes ----------------------------------------------------------------------------
 
 
-CASES = ["classification", "tokens", "classification+stages", "masked_lm+layers"]
+CASES = [
+    "classification",
+    "tokens",
+    "classification+stages",
+    "masked_lm+layers",
+    "classification+cache",
+]
 
 
 @pytest.fixture(scope="module")
