@@ -240,6 +240,8 @@ def plan(
     for number in range(1, generations + 1):
         links = {"distill.teacher.checkpoint": str(line[-1].checkpoint)}
         name = f"gen{number}"
+        if cache := distilled.distill.get("cache"):  # each generation has a teacher of its own
+            links["distill.cache.path"] = os.path.join(cache["path"], name)
         job = _training(files["distilled"], name, work_dir, root, seed + number, links)
         if line[-1].job is not None:
             job = replace(job, needs=(line[-1].name,))

@@ -94,7 +94,7 @@ class DetectionAdapter(TaskAdapter):
         return lambda images: self.run(model, images)
 
     def teacher_forward(
-        self, name: str, model: nn.Module, seen: Captured, data_samples: Any
+        self, name: str, model: nn.Module, seen: Captured | None, data_samples: Any
     ) -> Callable[[Tensor], Any]:
         """The same, of a teacher on the student's batch; see the base class."""
         return lambda images: self.run(model, images, data_samples)

@@ -81,11 +81,20 @@ class TwoStageAdapter(DetectionAdapter):
     def _probe_rois(self, images: Tensor) -> Tensor | None:
         return _probe_rois(images) if self.names("roi") else None
 
+    def depends_on_student(self, name: str) -> str | None:
+        """See the base class."""
+        if not self.names("roi"):
+            return None
+        return (
+            "its second stage is run on the regions that the student proposes (outputs.roi_*, taps "
+            "and regions of the RoI head)"
+        )
+
     def teacher_forward(
-        self, name: str, model: nn.Module, seen: Captured, data_samples: Any
+        self, name: str, model: nn.Module, seen: Captured | None, data_samples: Any
     ) -> Callable[[Tensor], Any]:
         """What pairs need of both stages; the second on the student's sampled proposals."""
-        rois = self._rois(seen) if self.names("roi") else None
+        rois = None if seen is None or not self.names("roi") else self._rois(seen)
         scaled = self.preprocess.get(name)
 
         def run(images: Tensor) -> Any:

@@ -33,6 +33,9 @@ _PACKAGES = {
 }
 
 
+_TRIAL_PIXELS, _TRIAL_IMAGES = 65536, 32
+
+
 class TaskAdapter(ABC):
     """The seam between a kind of network and the distiller.
 
@@ -56,6 +59,9 @@ class TaskAdapter(ABC):
     default_region: str | Mapping[str, str] | None = None
     """Region of the outputs' pairs that name none, where their loss weighs positions; one for all,
     or by the output's name."""
+    sparse_outputs: Collection[str] = ()
+    """Outputs that losses are given as the teacher gives them, with the classes on the last axis:
+    a cache keeps only the classes that are read."""
 
     def __init__(
         self,
@@ -116,6 +122,12 @@ class TaskAdapter(ABC):
         """Return a zero batch that both networks can be tried on."""
         return torch.zeros(1, 3, self.probe_size, self.probe_size)
 
+    def trial(self) -> Tensor:
+        """Return a batch of some 65,000 pixels, on which teachers are timed."""
+        probe = self.probe()
+        count = max(1, min(_TRIAL_IMAGES, _TRIAL_PIXELS // (probe.shape[-1] * probe.shape[-2])))
+        return probe[:1].expand(count, *probe.shape[1:])
+
     def check_init(self, init: Mapping[str, Any], teachers: Mapping[str, Any]) -> None:
         """Refuse, before training, an ``init`` that this task cannot follow.
 
@@ -146,17 +158,28 @@ class TaskAdapter(ABC):
         """Return what maps a batch of images to the raw outputs, for a student or a teacher."""
 
     def teacher_forward(
-        self, name: str, model: nn.Module, seen: Captured, data_samples: Any
+        self, name: str, model: nn.Module, seen: Captured | None, data_samples: Any
     ) -> Callable[[Tensor], Any]:
         """Return what asks a teacher about the student's batch; :meth:`forward` by default.
 
         Args:
             name: The teacher's.
             model: The teacher.
-            seen: What the student's taps saw on this batch.
+            seen: What the student's taps saw on this batch; None where :meth:`depends_on_student`
+                says that nothing of it is read.
             data_samples: The batch's annotations.
         """
         return self.forward(model)
+
+    def depends_on_student(self, name: str) -> str | None:
+        """Why a teacher's answer to a picture is not of the picture alone, or None where it is.
+
+        What a cache keeps is read again when the student has become another.
+
+        Args:
+            name: The teacher's.
+        """
+        return None
 
     def check_assignment(self, options: Mapping[str, Any], teachers: Mapping[str, Any]) -> str:
         """Prepare to train the student on labels that a teacher assigns.

@@ -20,9 +20,10 @@ from mmengine.runner import EpochBasedTrainLoop
 
 from ...core.errors import CheckpointError, ConfigError, did_you_mean
 from ...core.plateau import Plateau
+from .caching import ensure
 from .model import DistilledModel
 from .runner import latest_checkpoint
-from .seeded import SeededDataset
+from .seeded import POSITION, SeededDataset
 from .steps import STAGES_ENDED, training_progress
 
 __all__ = ["SIDE_ENTRY", "DistillHook", "RepeatableHook", "SafeCheckpointHook"]
@@ -109,10 +110,13 @@ class DistillHook(RepeatableHook):
         self._write_student_config(runner)
 
     def before_train(self, runner: Any) -> None:
-        """See that stages which end at a plateau can be watched.
+        """See that stages which end at a plateau can be watched, and that what is to be remembered
+        of the teachers is there.
 
         Raises:
-            ConfigError: If training counts no epochs, or the recipe counts steps.
+            ConfigError: If training counts no epochs, or the recipe counts steps; or the data do
+                not go with a cache.
+            CacheError: See :func:`.caching.ensure`.
         """
         super().before_train(runner)
         recipe = _distilled(runner).distiller.recipe
@@ -123,6 +127,23 @@ class DistillHook(RepeatableHook):
                 f"Stage {watched[0]!r} ends at a plateau, which is looked for once an epoch: "
                 "train by epochs (train_cfg.by_epoch=True), with the recipe's unit='epoch'."
             )
+        if _distilled(runner).cache_options is not None:
+            ensure(runner)
+        for name, teacher in _distilled(runner).distiller.teachers.items():
+            runner.logger.info(f"Teacher {name!r} {teacher.how}")
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Tell what is remembered of the teachers which samples the batch holds."""
+        super().before_train_iter(runner, batch_idx, data_batch)
+        if (remembered := _distilled(runner).remembered) is not None:
+            remembered.show(data_batch.pop(POSITION))
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Outside of training steps, teachers are asked."""
+        if (remembered := _distilled(runner).remembered) is not None:
+            remembered.show(None)
 
     def after_train_epoch(self, runner: Any) -> None:
         """End a stage whose monitored figure has come to a plateau."""
@@ -159,7 +180,11 @@ class DistillHook(RepeatableHook):
             "version": 1,
             "adapters": {k: v.cpu() for k, v in distiller.state_dict().items()},
             "teachers": {
-                name: {"source": teacher.source, "sha256": teacher.sha256}
+                name: {
+                    "source": teacher.source,
+                    "sha256": teacher.sha256,
+                    "runs_as": teacher.runs_as,
+                }
                 for name, teacher in distiller.teachers.items()
             },
         }
@@ -189,6 +214,7 @@ class DistillHook(RepeatableHook):
                     f"{teacher.source!r} (sha256 {str(teacher.sha256)[:12]}). Resume with the same "
                     "teacher, or start anew with load_from=..."
                 )
+            teacher.adopt(was.get("runs_as", {}))
         try:
             distiller.load_state_dict(side["adapters"], strict=True)
         except RuntimeError as error:

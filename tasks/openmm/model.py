@@ -15,9 +15,11 @@ from ...core.distiller import Distiller, check_finite
 from ...core.errors import ConfigError, NonFiniteLossError, did_you_mean
 from ...core.recipe import Recipe
 from ...core.stages import Holding
+from ...core.taps import Captured
 from .adapter import adapter_of_scope, bare
 from .checked import CheckedModel
 from .optim import CRITIC, STUDENT, AlternatingOptimWrapper
+from .remember import CacheOptions, Remembered
 from .steps import average_gradients, gradient_norm, training_progress
 from .teacher import build_teacher
 
@@ -34,6 +36,7 @@ _OPTIONS = (
     "probe_size",
     "critic",
     "init",
+    "cache",
 )
 
 
@@ -53,9 +56,10 @@ class DistilledModel(CheckedModel):
             have in the log), ``assignment`` (labels from a teacher, where the task knows a way: see
             :meth:`.TaskAdapter.check_assignment`), ``probe_size`` (height and width in pixels of
             the zero image from which adapters take their shapes; 128 by default), ``critic`` (see
-            :func:`.config.critic_options`; read when the optimizers are made) and ``init`` (how
+            :func:`.config.critic_options`; read when the optimizers are made), ``init`` (how
             the student begins from its teacher, where the
-            task knows a way: see :meth:`.TaskAdapter.initialise`).
+            task knows a way: see :meth:`.TaskAdapter.initialise`) and ``cache`` (what the teachers
+            say of the training data is kept and read, see :class:`.CacheOptions`).
         scope: Registry scope, or name of the task, that decides the task.
 
     Raises:
@@ -64,6 +68,8 @@ class DistilledModel(CheckedModel):
     """
 
     student: Any
+    remembered: Remembered | None = None
+    """What the teachers said of the training data, where that is kept; from the first step on."""
 
     def __init__(
         self, student: dict[str, Any] | nn.Module, distill: Mapping[str, Any], scope: str
@@ -112,6 +118,7 @@ class DistilledModel(CheckedModel):
             whole.add(self.task.check_assignment(assignment, models))
         self.task.check_names(recipe.outputs, recipe.regions)
         self.task.check(recipe.outputs, recipe.regions)
+        self.cache_options = self._checked_cache(distill.get("cache"), teachers)
         self.distiller = Distiller(
             network,
             teachers,
@@ -123,8 +130,9 @@ class DistilledModel(CheckedModel):
         )
         self.distiller.setup(
             self.task.forward(module),
-            lambda name: self.task.forward(teachers[name].model),
+            lambda name: self.task.forward(teachers[name].network),
             self.task.probe(),
+            trial=((self.task.trial(),), {}),
         )
         self.holding = Holding(self.distiller)
         self._init: Mapping[str, Any] = distill.get("init") or {}
@@ -154,6 +162,21 @@ class DistilledModel(CheckedModel):
                 raise
             return getattr(super().__getattr__("student"), name)
 
+    def _checked_cache(
+        self, cache: Mapping[str, Any] | None, teachers: Collection[str]
+    ) -> CacheOptions | None:
+        """Read ``distill.cache``; refuse teachers whose answers are not of the pictures alone."""
+        if cache is None:
+            return None
+        options = CacheOptions.from_config(cache)
+        for name in teachers:
+            if reason := self.task.depends_on_student(name):
+                raise ConfigError(
+                    f"distill.cache: the answers of teacher {name!r} cannot be kept, for {reason}. "
+                    "Compare something else, or leave distill.cache out."
+                )
+        return options
+
     def init_weights(self) -> None:
         """Initialise the student, from its teacher where ``init`` asks for it."""
         self.student.init_weights()
@@ -167,17 +190,19 @@ class DistilledModel(CheckedModel):
         if mode != "loss":
             return self.student(inputs, data_samples, mode=mode)
         captured, answers = {}, {}
+        ahead = self._ask_ahead(inputs, data_samples) if inputs.is_cuda else {}
         with self.distiller.watch() as seen:
 
             def ask(name: str) -> Any:
                 if name not in captured:
-                    teacher, extra = self.distiller.teachers[name], {}
-                    if teacher.preprocess is not None:
-                        extra["inside"] = self.task.inside(inputs, data_samples)
-                    forward = self.task.teacher_forward(name, teacher.model, seen, data_samples)
-                    captured[name], answers[name] = self.distiller.ask(
-                        name, inputs, forward=forward, **extra
-                    )
+                    if self._knows(name):
+                        answer = self.remembered.answer(name, inputs)  # type: ignore[union-attr]
+                    elif name in ahead:
+                        answer = ahead[name]
+                        self.distiller.teachers[name].join([*answer[0].values(), answer[1]])
+                    else:
+                        answer = self.ask_teacher(name, inputs, data_samples, seen)
+                    captured[name], answers[name] = answer
                 return answers[name]
 
             losses = self.task.loss(inputs, data_samples, ask)
@@ -194,11 +219,46 @@ class DistilledModel(CheckedModel):
         self._own_losses |= losses.keys()
         _check_names(self._task_weights, self._own_losses)
         losses = _weighed(losses, self._task_weights, recipe.task_weight(progress))
+        if self.remembered is not None:
+            self.remembered.verify()
         device = inputs.device
         for name, term in terms.items():
             losses[f"loss_kd_{name}"] = term.weighted.to(device)
             losses[f"kd_{name}_raw"] = term.raw.to(device)
         return losses
+
+    def _knows(self, name: str) -> bool:
+        return self.remembered is not None and self.remembered.knows(name)
+
+    def _ask_ahead(self, inputs: Tensor, data_samples: Any) -> dict[str, tuple[Captured, Any]]:
+        """Let teachers begin before the student, and run beside it, where they do not need it."""
+        ahead = {}
+        for name, teacher in self.distiller.teachers.items():
+            if not self._knows(name) and self.task.depends_on_student(name) is None:
+                with teacher.beside(inputs.device):
+                    ahead[name] = self.ask_teacher(name, inputs, data_samples)
+        return ahead
+
+    def ask_teacher(
+        self, name: str, inputs: Tensor, data_samples: Any, seen: Captured | None = None
+    ) -> tuple[Captured, Any]:
+        """Run one teacher on the student's batch.
+
+        Args:
+            name: The teacher's.
+            inputs: The batch, preprocessed for the student.
+            data_samples: Its annotations.
+            seen: What the student's taps saw on it; None where no teacher reads that
+                (:meth:`.TaskAdapter.depends_on_student`).
+
+        Returns:
+            What its taps saw, and its output (``None`` after an early exit).
+        """
+        teacher, extra = self.distiller.teachers[name], {}
+        if teacher.preprocess is not None:
+            extra["inside"] = self.task.inside(inputs, data_samples)
+        forward = self.task.teacher_forward(name, teacher.network, seen, data_samples)
+        return self.distiller.ask(name, inputs, forward=forward, **extra)
 
     def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, Tensor]:
         """One step of the student, then of the critics where the recipe has some."""

@@ -118,6 +118,13 @@ def test_options_of_the_teacher_stay(tmp_path):
     assert teacher.precision == "fp32" and teacher.config == str(tmp_path / "run/plain.py")
 
 
+def test_each_generation_remembers_its_own_teacher(tmp_path):
+    cfg = load_config(str(config(tmp_path)))
+    cfg.distill.cache = dict(path="kept", views=1)
+    line = born_again.plan(cfg, 2, tmp_path / "run", ROOT)
+    assert [option(g.job, "distill.cache.path") for g in line[1:]] == ["kept/gen1", "kept/gen2"]
+
+
 def test_a_folder_of_another_line_is_not_touched(tmp_path):
     line = plan(tmp_path, 1)
     born_again._check_settings(line, tmp_path / "run", None)

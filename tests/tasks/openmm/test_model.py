@@ -17,6 +17,7 @@ from taskdistill.core.errors import (
 
 LD = dict(student="outputs.box_bins", loss="LocalizationDistillation", region="main", name="ld")
 NECK = dict(student="neck", loss="FeatureImitation", name="neck")
+from taskdistill.core.taps import flatten_tensors
 
 
 @pytest.fixture
@@ -303,6 +304,19 @@ def test_the_teachers_forward_ends_after_the_last_tap(build, tiny):
     teacher.neck.register_forward_hook(lambda *_: calls.append("neck"))
     model(*tiny.batch(model), mode="loss")
     assert not calls
+
+
+def test_a_teacher_that_begins_before_the_student_says_the_same(build, tiny):
+    model = build(NECK, dict(student="outputs.cls", loss="KLDivergence", activation="sigmoid"))
+    inputs, samples = tiny.batch(model)
+    captured, answer = model._ask_ahead(inputs, samples)["teacher"]
+    later, other = model.ask_teacher("teacher", inputs, samples)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(captured.tensors("neck"), later.tensors("neck"), strict=True)
+    )
+    pairs = zip(flatten_tensors(answer), flatten_tensors(other), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_unreadable_teacher_weights_are_told_on_building(build, tiny):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from taskdistill.tasks.openmm.seeded import NumberedSampler, SeededDataset
+from taskdistill.core.errors import DataError
+from taskdistill.tasks.openmm.seeded import POSITION, NumberedSampler, SeededDataset, Views
 
 
 class Noise:
@@ -29,6 +30,19 @@ class Noise:
         return {"index": index}
 
 
+class Mapped:
+    """The same as mappings, which can bear a number."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        return {"inputs": self.dataset[index]}
+
+
 def make(seed=0, epoch=0):
     dataset = SeededDataset(Noise())
     dataset.seed, dataset.epoch = seed, epoch
@@ -43,6 +57,43 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone():
         assert torch.equal(second[index], wanted[index])
     drawn = [tuple(make(s, e)[i].tolist()) for s in (0, 1) for e in (0, 1) for i in (0, 1)]
     assert len(set(drawn)) == len(drawn)
+
+
+def test_views_are_the_pictures_of_so_many_epochs_and_bear_their_number():
+    wanted = [[make(5, epoch)[i][1:].tolist() for i in range(8)] for epoch in range(3)]
+    viewed = SeededDataset(Mapped(Noise()))
+    viewed.seed, viewed.views = 99, Views(3, seed=5)
+    for epoch in (0, 1, 2, 3, 7):
+        viewed.epoch = epoch
+        for index in (4, 0):
+            item = viewed[index]
+            assert item["inputs"][1:].tolist() == wanted[epoch % 3][index]
+            assert item[POSITION] == epoch % 3 * 8 + index
+            assert viewed.at(item[POSITION])["inputs"].equal(item["inputs"])
+    viewed.views = None
+    assert POSITION not in viewed[0]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_without_epochs_a_pass_of_all_processes_together_is_a_view(world):
+    seen = []
+    for rank in range(world):
+        viewed = SeededDataset(Mapped(Noise()))
+        viewed.views = Views(2, world=world, rank=rank)
+        sampler = numbered(viewed)
+        sampler.sampler.rank, sampler.sampler.world_size = rank, world
+        own = [viewed[i][POSITION] for i in itertools.islice(iter(sampler), 24 // world)]
+        seen += [(number * world + rank, position) for number, position in enumerate(own)]
+    positions = [position for _, position in sorted(seen)]
+    assert sorted(positions[:8]) == [*range(8)] == sorted(positions[16:])
+    assert sorted(positions[8:16]) == [*range(8, 16)]
+
+
+def test_a_sample_that_can_bear_no_number_is_told():
+    viewed = SeededDataset(Noise())
+    viewed.views = Views(1)
+    with pytest.raises(DataError, match="sample of Noise is a Tensor.*expected a mapping"):
+        viewed[0]
 
 
 def test_the_surrounding_random_state_is_left_alone():
