@@ -487,7 +487,8 @@ class _Recorder:
                 for count in self.counting:
                     count(key, value)
 
-            self._hooks[key, copies, True] = torch.compiler.disable(_hook(key, record))
+            untraced: Any = torch.compiler.disable(_hook(key, record))
+            self._hooks[key, copies, True] = untraced
         return self._hooks[key, copies, True]
 
     def note(self, key: tuple[str, str], value: Any) -> None:
@@ -526,12 +527,12 @@ def tried() -> Iterator[Callable[[], None]]:
     For a forward that may fail half way and be done again in another form.
 
     Example:
-        >>> net = nn.Linear(2, 3)
-        >>> with Taps(net, [""]).capture() as captured, tried() as forget:
+        >>> net = nn.Sequential(nn.Linear(2, 3))
+        >>> with Taps(net, ["0"]).capture() as captured, tried() as forget:
         ...     _ = net(torch.ones(4, 2))
         ...     forget()
         >>> captured.counts()
-        {('', 'output'): 0}
+        {('0', 'output'): 0}
     """
     take_in()
     captures = [captured for recorder in _RECORDING for captured in recorder.telling]

@@ -20,7 +20,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from .errors import CheckpointError, ConfigError, TeacherError
 from .folding import find_foldable, fold_batch_norms
-from .taps import Captured, Taps, flatten_tensors, map_tensors
+from .taps import Captured, Taps, flatten_tensors, guard_hooks, map_tensors
 from .tuning import (
     MEMORY_FORMATS,
     PRECISIONS,
@@ -102,6 +102,8 @@ class FrozenTeacher:
         self.own_device = None if device is None else _checked_device(device)
         self.expected_device: torch.device | None = None
         """Where it will run, known before it does: what is fastest there is chosen."""
+        self.adjust: Callable[[nn.Module], object] | None = None
+        """Called with each faster copy: what a framework's operators need done to it."""
         self.setting: Setting | None = None
         """How it runs; None before :meth:`prepare`."""
         self.how = "runs as it was given"
@@ -254,8 +256,8 @@ class FrozenTeacher:
 
         A copy has its batch norms folded (the outputs must agree to 1e-3 of their largest number)
         and, of the settings that are left open, the fastest one on this example, in noise for
-        floats; half precision must agree to a tenth, in root mean square. Whatever fails is left
-        out. One line in the log says what came of it.
+        floats; in half precision it must agree to a tenth, in root mean square, otherwise to a
+        hundredth. Whatever fails is left out. One line in the log says what came of it.
 
         Args:
             forward: Gives what to call, for the :attr:`network` at that time.
@@ -264,6 +266,9 @@ class FrozenTeacher:
             stop_after: As in :meth:`observe`.
             trial: Arguments of a batch as large as is worth measuring; the example's by default.
             **kwargs: Example inputs.
+
+        Raises:
+            TeacherError: If it fails, or says something else, in the only setting that is left.
         """
         specs = list(specs)
         example = _noise(args), _noise(kwargs)
@@ -287,7 +292,7 @@ class FrozenTeacher:
             keys = self.taps(specs).keys
             self._folded = find_foldable(self.model, ask, keys)
         try:
-            self._use(settings[0])
+            self._use(Setting())
         except Exception as error:  # a network that cannot be copied runs as it is
             self.how = f"runs as it was given, for it cannot be copied: {error}"
             logger.info("Teacher %s %s", self.source, self.how)
@@ -303,11 +308,8 @@ class FrozenTeacher:
             logger.info("Teacher %s %s", self.source, self.how)
             self._reset()
             return
-        full = Setting("fp32", settings[0].memory_format)
-        if self._folded:
-            self._use(full)
-            if not _agree(ask(), plain, 1e-3, rms=False):
-                self._folded = []
+        if self._folded and not _agree(ask(), plain, 1e-3, rms=False):
+            self._folded = []
         choice, seconds = self._choose(settings, ask, lambda: ask(trial), plain)
         self._use(choice)
         self._infers = True
@@ -316,7 +318,7 @@ class FrozenTeacher:
         except RuntimeError:  # it keeps something from one call to the next
             self._infers = False
         self._compile()
-        self._tell(choice, seconds, open_to=len(settings))
+        self._tell(choice, seconds)
 
     def adopt(self, runs_as: Mapping[str, Any]) -> None:
         """Run as :attr:`runs_as` of an earlier run says, where that was measured.
@@ -355,14 +357,22 @@ class FrozenTeacher:
         measured: Callable[[], object],
         plain: list[Tensor],
     ) -> tuple[Setting, dict[Setting, float]]:
-        if len(settings) == 1:
-            return settings[0], {}
-        copies = {}
+        copies, failed = {}, ""
         for setting in settings:
             self._use(setting)
-            # One that is wrong is no candidate.
-            if setting.precision == "fp32" or _agree(ask(), plain, 0.1, rms=True):
+            try:
+                failed = _disagreement(ask(), plain, setting)
+            except (RuntimeError, TypeError) as error:
+                failed = f"it fails: {error}"
+            if not failed:
                 copies[setting] = (self.network, self._taps)
+        if not copies:
+            raise TeacherError(
+                f"Teacher {self.source} cannot run in {settings[0]}: {failed}. Set its precision "
+                "and memory_format to 'auto', or to 'fp32' and 'contiguous'."
+            )
+        if len(copies) == 1:
+            return next(iter(copies)), {}
 
         def timed(setting: Setting) -> Callable[[], object]:
             def run() -> None:
@@ -382,6 +392,8 @@ class FrozenTeacher:
         network = copy.deepcopy(self.model, memo).eval()
         fold_batch_norms(network, self._folded)
         _cast(network, setting)
+        if self.adjust is not None:
+            self.adjust(network)
         self.network, self.setting, self._taps = network, setting, {}
 
     def _reset(self) -> None:
@@ -390,15 +402,16 @@ class FrozenTeacher:
     def _compile(self) -> None:
         if not self.compile:
             return
+        guard_hooks()
         options = dict(self.compile) if isinstance(self.compile, Mapping) else {}
         for name in self._outermost:
             self.network.get_submodule(name).compile(**options)
 
-    def _tell(self, choice: Setting, seconds: Mapping[Setting, float], open_to: int) -> None:
+    def _tell(self, choice: Setting, seconds: Mapping[Setting, float]) -> None:
         self.how = f"runs in {choice}, {len(self._folded)} batch norms folded"
         if self.compile:
             self.how += ", compiled"
-        if open_to > 1:
+        if seconds:
             times = "; ".join(f"{s} {1000 * t:.1f} ms" for s, t in seconds.items())
             self.how += (
                 f": what is fastest here, of one batch ({times}). To pin it: "
@@ -513,6 +526,16 @@ def _agree(found: list[Tensor], expected: list[Tensor], tolerance: float, *, rms
         if theirs.numel() and not bool(gap <= tolerance * size):
             return False
     return True
+
+
+def _disagreement(found: list[Tensor], plain: list[Tensor], setting: Setting) -> str:
+    """How answers in a setting differ from the plain ones by more than rounding; or nothing."""
+    half = setting.precision != "fp32"
+    if setting == Setting() or _agree(found, plain, 0.1 if half else 1e-2, rms=True):
+        return ""
+    return "its answers differ from those in float32 by more than a " + (
+        "tenth" if half else "hundredth"
+    )
 
 
 def _as_usual(value: Any, done: dict[int, Tensor], device: torch.device | None = None) -> Any:

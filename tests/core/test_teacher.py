@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 import random
 from collections import OrderedDict
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import taskdistill.core.teacher as teacher_module
 from taskdistill.core.errors import CheckpointError, ConfigError, TeacherError
 from taskdistill.core.teacher import (
     FrozenTeacher,
@@ -310,6 +313,29 @@ def test_half_precision_that_says_something_else_is_no_candidate(image: Tensor, 
         "taskdistill.core.teacher.fastest", lambda runs: (list(runs)[-1], dict.fromkeys(runs, 0.0))
     )
     assert prepared(Delicate(), image).runs_as["precision"] == "fp32"
+
+
+def test_a_setting_in_which_it_fails_is_told_where_there_is_no_other(image: Tensor, monkeypatch):
+    class Views(Maps):
+        """Its weight is read in the order of memory."""
+
+        def forward(self, image: Tensor) -> Tensor:
+            self.stem[0].weight.view(-1)  # type: ignore[index]
+            return super().forward(image)
+
+    with pytest.raises(TeacherError, match="cannot run in fp32, channels-last: it fails"):
+        prepared(Views(), image, memory_format="channels_last", fold=False)
+    monkeypatch.delenv("TASKDISTILL_TEACHER")
+    teacher = prepared(Views(), image, fold=False)
+    assert teacher.runs_as["memory_format"] == "contiguous"
+
+
+def test_a_framework_may_adjust_the_copy(image: Tensor):
+    model, given = Maps(), []
+    teacher = FrozenTeacher(model)
+    teacher.adjust = given.append
+    teacher.prepare(lambda: teacher.network, (), image)
+    assert given[-1] is teacher.network and model not in given
 
 
 def test_the_environment_pins_what_is_left_open(image: Tensor, monkeypatch):
@@ -696,3 +722,31 @@ def test_the_hash_of_weights_is_of_names_shapes_and_values():
     with torch.no_grad():
         net[0].weight[0, 0] += 1e-6
     assert state_sha256(net) != first
+
+
+# -- several processes -----------------------------------------------------------------------------
+
+
+def _choose_on_one_rank(rank: int, folder: Path) -> None:
+    os.environ.pop("TASKDISTILL_TEACHER", None)
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+
+    def choose(runs: dict) -> tuple:  # the one measures this, the other that
+        return list(runs)[-1 if rank == 0 else 0], dict.fromkeys(runs, 0.0)
+
+    teacher_module.fastest = choose  # type: ignore[assignment]
+    torch.manual_seed(0)
+    teacher = prepared(Maps(), torch.randn(2, 3, 8, 8))
+    torch.save(teacher.runs_as, folder / f"{rank}.pth")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_all_processes_run_their_teachers_as_the_first_one_does(tmp_path: Path):
+    torch.multiprocessing.spawn(_choose_on_one_rank, (tmp_path,), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in range(2))
+    assert first == second
+    assert (first["precision"], first["memory_format"]) == ("bf16", "channels_last")
