@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -69,8 +70,8 @@ class DenseHeadAdapter(DetectionAdapter):
 
     A position is one anchor (or point) of one image: outputs are ``(P, ...)`` with
     ``P = batch x anchors of all levels``, images first, then levels, then the head's own order.
-    The regions follow the *student's* label assignment, made anew from its own assigner (or the
-    teacher's, where that assigns the labels) and the ground truth. Of features, a region is a map
+    The regions follow the *student's* label assignment, as its own loss made it (or the teacher's,
+    where that assigns the labels). Of features, a region is a map
     for each level: a cell counts as its highest position does.
 
     Every head is brought to one unit: ``outputs.box`` holds deltas (RetinaNet, ATSS, PAA), or
@@ -99,6 +100,9 @@ class DenseHeadAdapter(DetectionAdapter):
     _assignment: Assignment | None = None
     _assigner: str = ""
     _teacher_head: Any = None
+    # What the student's own loss assigned on this batch, so that nothing is assigned twice.
+    _found: Sequence[Any] = ()
+    _assigned_already: Any = None
 
     @property
     def reads(self) -> list[str]:
@@ -166,7 +170,8 @@ class DenseHeadAdapter(DetectionAdapter):
     def loss(self, inputs: Tensor, data_samples: Any, ask: Callable[[str], Any]) -> dict[str, Any]:
         """The student's losses, on the labels of the teacher where it assigns them."""
         if self._assignment is None:
-            return super().loss(inputs, data_samples, ask)
+            with _assigning(_head(self.student)) as self._found:
+                return super().loss(inputs, data_samples, ask)
         raw = ask(self._assigner)
         return self._assignment.loss(self.student, inputs, data_samples, self._teacher_head, raw)
 
@@ -187,6 +192,9 @@ class DenseHeadAdapter(DetectionAdapter):
         teachers = {
             name: _outputs(_head(self.teachers[name]), out, outputs) for name, out in asked.items()
         }
+        found, self._found = self._found, ()  # nothing outlives the step
+        # Of a head that assigns several times there is no telling which is meant.
+        self._assigned_already = found[0] if len(found) == 1 else None
         with torch.no_grad():
             targets = self._targets(head, raw, data_samples, want_boxes="box" in outputs)
             found = {
@@ -203,7 +211,7 @@ class DenseHeadAdapter(DetectionAdapter):
         images, device = len(metas), raw[0][0].device
         if isinstance(head, FCOSHead):
             points = head.prior_generator.grid_priors(sizes, dtype=raw[1][0].dtype, device=device)
-            labels, targets = head.get_targets(points, boxes)
+            labels, targets = self._assigned_already or head.get_targets(points, boxes)
             labels = torch.cat([x.view(images, -1) for x in labels], 1).flatten()
             each = [1.0 if head.norm_on_bbox else float(s) for s in strides(head)]
             distances = [x.view(images, -1, 4) / s for x, s in zip(targets, each, strict=True)]
@@ -230,7 +238,9 @@ class DenseHeadAdapter(DetectionAdapter):
         anchors, valid = head.get_anchors(level_sizes(raw), metas, device=raw[0][0].device)
         more: dict[str, Any] = dict(batch_gt_instances_ignore=ignored)
         result: Any
-        if isinstance(head, RTMDetHead):
+        if self._assigned_already is not None:
+            result = self._assigned_already
+        elif isinstance(head, RTMDetHead):
             logits = flatten(raw[0], head.cls_out_channels).unflatten(0, (len(metas), -1))
             decoded = decoded_boxes(head, raw)
             result = head.get_targets(logits, decoded, anchors, valid, boxes, metas, **more)
@@ -323,6 +333,26 @@ def _head(model: nn.Module) -> Any:
             "detectors."
         )
     return model.bbox_head
+
+
+@contextmanager
+def _assigning(head: Any) -> Iterator[list[Any]]:
+    """Keep what a head's ``get_targets`` returns while the block runs."""
+    found: list[Any] = []
+    own = getattr(head, "get_targets", None)
+    if own is None:
+        yield found
+        return
+
+    def get_targets(*args: Any, **kwargs: Any) -> Any:
+        found.append(own(*args, **kwargs))
+        return found[-1]
+
+    head.get_targets = get_targets  # before the class's own, and gone after the block
+    try:
+        yield found
+    finally:
+        del head.get_targets
 
 
 def _check_kind(head: Any, whose: str) -> None:

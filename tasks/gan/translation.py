@@ -241,7 +241,8 @@ class TranslationModel(CheckedModel):
             optim_wrapper.backward(optim_wrapper.scale_loss(torch.stack([*losses.values()]).sum()))
             if optim_wrapper.should_update():
                 average_gradients(parameters)
-                if not hasattr(optim_wrapper, "loss_scaler"):  # which skips such a step itself
+                scaler = getattr(optim_wrapper, "loss_scaler", None)
+                if scaler is None or not scaler.is_enabled():  # which skips such a step itself
                     check_finite({"gradient of the discriminator": gradient_norm(parameters)}, step)
                 optim_wrapper.step()
                 optim_wrapper.zero_grad()

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-import torch
 from mmengine.config import Config, ConfigDict, DictAction
 
 from ...core.errors import CheckpointError, ConfigError, DistillError
@@ -60,7 +59,7 @@ def train(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     cfg = _read(args)
     if args.amp:
-        _use_amp(cfg)
+        cfg.amp = cfg.get("amp") or True
     if args.auto_scale_lr:
         if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
             raise ConfigError("--auto-scale-lr needs auto_scale_lr.base_batch_size in the config.")
@@ -91,6 +90,8 @@ def test(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tta", action="store_true", help="test-time augmentation")
     args = parser.parse_args(argv)
     cfg = plain_config(_read(args))
+    for switch in ("amp", "compile"):  # of training, perhaps on another device
+        cfg.pop(switch, None)
     if not os.path.isfile(args.checkpoint):
         raise CheckpointError(f"Checkpoint {args.checkpoint!r} does not exist.")
     cfg.load_from, cfg.resume = args.checkpoint, False
@@ -143,15 +144,6 @@ def _read(args: argparse.Namespace) -> Config:
         name = os.path.splitext(os.path.basename(args.config))[0]
         cfg.work_dir = os.path.join("work_dirs", name)
     return cfg
-
-
-def _use_amp(cfg: Config) -> None:
-    if torch.cuda.is_available():
-        cfg.optim_wrapper.type = "AmpOptimWrapper"
-        cfg.optim_wrapper.loss_scale = "dynamic"
-    else:
-        # mmengine's wrapper insists on a GPU; bfloat16 on a CPU needs no loss scaling.
-        cfg.optim_wrapper.type = "CpuAmpOptimWrapper"
 
 
 def _task_checks(cfg: Config) -> None:

@@ -14,6 +14,7 @@ from ...core.errors import ConfigError, did_you_mean
 from ...core.recipe import resolve_loss
 from .adapter import adapter_of_scope, task_of
 from .optim import CRITIC, STUDENT
+from .speed import use_switches
 from .teacher import forget_our_scope
 
 __all__ = ["critic_options", "load_config", "plain_config", "prepare_config", "seed_data"]
@@ -164,7 +165,9 @@ def prepare_config(cfg: Config) -> Config:
     """Wrap the student of a config that has ``distill``; leave any other as it is.
 
     The student's model, optimizer constructor, data and hooks stay what they are; they are wrapped
-    so that terms are added, adapters trained, checkpoints kept deployable and runs repeatable.
+    so that terms are added, adapters trained, checkpoints kept deployable and runs repeatable. The
+    switches ``amp``, ``channels_last`` and ``compile`` hold for either; see
+    :mod:`~taskdistill.tasks.openmm.speed`.
 
     Raises:
         ConfigError: If the config cannot be wrapped.
@@ -178,6 +181,7 @@ def prepare_config(cfg: Config) -> Config:
     task = task_of(cfg)
     if task is not None:
         adapter_of_scope(task).prepare(cfg)
+    use_switches(cfg)
     if cfg.get("distill") is None:
         return cfg
     if task is None:

@@ -86,7 +86,11 @@ class RepeatableHook(Hook):
         seed = int(sequence.generate_state(1)[0])
         random.seed(seed)
         np.random.seed(seed)
-        torch.manual_seed(seed)
+        if torch.accelerator.is_available():
+            torch.manual_seed(seed)
+        else:
+            # The other also notes seeds for devices that may come, longer than a small layer takes.
+            torch.default_generator.manual_seed(seed)
 
 
 @HOOKS.register_module()

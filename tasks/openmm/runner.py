@@ -19,6 +19,7 @@ from torch import nn
 from ...core.errors import CheckpointError
 from .model import DistilledModel
 from .parallel import AlternatingDataParallel, DistilledDataParallel
+from .speed import lay_out, make_amp_safe, set_layout
 from .teacher import SAFE_GLOBALS, read_mm_checkpoint
 
 __all__ = ["DistillRunner", "latest_checkpoint"]
@@ -46,7 +47,11 @@ class DistillRunner(Runner):
         super().setup_env(env_cfg)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        """Wrap the model for data-parallel training."""
+        """Make the model what the config's switches say, and wrap it for data-parallel training."""
+        if self.cfg.get("channels_last"):
+            lay_out(model)
+        if self.cfg.get("amp"):
+            make_amp_safe(model)
         ours = _parallel_type(model)
         if self.distributed and ours is not None and model_wrapper_cfg is None:
             model_wrapper_cfg = dict(
@@ -62,6 +67,23 @@ class DistillRunner(Runner):
         options.setdefault("find_unused_parameters", self.cfg.get("find_unused_parameters", False))
         wrapper = ours or MMDistributedDataParallel
         return wrapper(module=model, **options)  # type: ignore[arg-type]
+
+    def _init_model_weights(self) -> None:
+        """Initialise the model with the weights that it has in the plain layout: random numbers are
+        drawn in the order of memory.
+        """
+        if not self.cfg.get("channels_last"):
+            super()._init_model_weights()
+            return
+        set_layout(self.model, torch.contiguous_format)
+        super()._init_model_weights()
+        set_layout(self.model, torch.channels_last)
+
+    def _maybe_compile(self, target: str) -> None:
+        """Leave what the config's ``compile`` says to :class:`.speed.CompileHook`.
+
+        mmengine compiles the whole step: the teacher, the losses and the label assignment with it.
+        """
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> Any:
         """Load a checkpoint after seeing that it is whole and needs no code to load.

@@ -21,6 +21,7 @@ from torch import nn
 from ...core.errors import ConfigError, TeacherError, did_you_mean
 from ...core.teacher import FrozenTeacher, load_weights, read_checkpoint, state_sha256
 from .adapter import bare
+from .operators import plain_operators
 from .preprocess import own_images
 
 __all__ = [
@@ -184,6 +185,7 @@ def build_teacher(config: Mapping[str, Any], student: nn.Module, name: str) -> F
         sha256=sha256,
         source=str(checkpoint or (path if isinstance(path, str) else type(bare(model)).__name__)),
     )
+    teacher.adjust = plain_operators
     # The runner moves the student there after its teacher was made ready.
     teacher.expected_device = torch.device(get_device())
     return teacher

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from mmdet.models.dense_heads import SABLRetinaHead, TOODHead, VFNetHead
 from mmdet.models.utils import unpack_gt_instances
 from mmengine.registry import MODELS
+from torch import nn
 
 from taskdistill.core.errors import ConfigError, TeacherError
 from taskdistill.tasks.detection import DenseHeadAdapter
@@ -642,3 +644,30 @@ def test_heads_with_other_box_numbers_are_refused(kind):
 def test_features_alone_need_no_like_heads(tiny):
     student = tiny.build(own_model(tiny, "GFL"))
     check(student, tiny.build(own_model(tiny, "FCOS", num_classes=9)), [])
+
+
+@pytest.mark.parametrize("kind", ["GFL", "RetinaNet", "FCOS", "RTMDet", "ATSS"])
+def test_labels_are_assigned_once_and_the_same_as_anew(twins, kind, monkeypatch):
+    pairs = (
+        dict(student="outputs.cls", loss="KLDivergence", activation="sigmoid", region="main"),
+        dict(student="outputs.box", loss="FeatureImitation", region="main", name="box"),
+    )
+    model, inputs, samples = twins(kind, *pairs)
+    with torch.no_grad():  # both would be zero against oneself
+        model.distiller.teachers["teacher"].network.bbox_head.apply(
+            lambda m: m.weight.add_(0.1) if isinstance(m, nn.Conv2d) else None
+        )
+    head, calls = model.student.bbox_head, []
+    own = type(head).get_targets
+    monkeypatch.setattr(
+        type(head), "get_targets", lambda *args, **kw: (calls.append(1), own(*args, **kw))[1]
+    )
+    torch.manual_seed(0)
+    once = model(inputs, samples, mode="loss")
+    assert len(calls) == 1 and "get_targets" not in vars(head)
+    monkeypatch.setattr("taskdistill.tasks.detection.dense._assigning", lambda _: nullcontext([]))
+    torch.manual_seed(0)
+    anew = model(inputs, samples, mode="loss")
+    assert len(calls) == 3
+    for name in (n for n in once if n.startswith("loss_kd")):
+        assert torch.equal(once[name], anew[name]), name

@@ -61,6 +61,7 @@ def test_nothing_is_compiled_anew_after_an_evaluation(tmp_path: Path):
         parts.model("classification"),
         head="classification",
         callbacks=[callback, Counting()],
+        eval_dataset=parts.rows("classification"),
         eval_strategy="steps",
         eval_steps=1,
         **COMPILED,

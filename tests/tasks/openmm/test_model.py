@@ -14,10 +14,10 @@ from taskdistill.core.errors import (
     TapError,
     TeacherError,
 )
+from taskdistill.core.taps import flatten_tensors
 
 LD = dict(student="outputs.box_bins", loss="LocalizationDistillation", region="main", name="ld")
 NECK = dict(student="neck", loss="FeatureImitation", name="neck")
-from taskdistill.core.taps import flatten_tensors
 
 
 @pytest.fixture
