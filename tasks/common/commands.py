@@ -8,7 +8,7 @@ from types import FrameType
 
 from rich.console import Console
 
-__all__ = ["make_console", "positive", "stop_as_by_ctrl_c"]
+__all__ = ["add_cache_options", "make_console", "positive", "stop_as_by_ctrl_c"]
 
 _WIDTH = 120  # of a console that is a file
 
@@ -37,6 +37,18 @@ def stop_as_by_ctrl_c() -> None:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+def add_cache_options(parser: argparse.ArgumentParser) -> None:
+    """Add what ``tools/cache_teacher.py`` may do in place of building."""
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say how many bytes and minutes it takes, no more"
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="see whether all is there and undamaged; build nothing",
+    )
 
 
 def make_console() -> Console:

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from ...core.errors import ConfigError
-from ..common.commands import make_console
+from ..common.amounts import size_text, time_text
+from ..common.commands import add_cache_options, make_console
 from ..common.processes import leave_process_group
 from .arguments import parse
-from .caching import Forecast, ensure, size_text, time_text
+from .caching import Forecast, ensure
 from .cli import check_sources, make_trainer, start_logging
 from .trainer import DistillingTrainer
 
@@ -41,16 +42,7 @@ def main(argv: Sequence[str] | None = None) -> list[Forecast]:
         allow_abbrev=False,
     )
     parser.add_argument("config", help="YAML or JSON file whose distill has a cache")
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="say what it takes in bytes and minutes; keep nothing",
-    )
-    parser.add_argument(
-        "--verify",
-        action="store_true",
-        help="see whether all is there and undamaged; build nothing",
-    )
+    add_cache_options(parser)
     options, flags = parser.parse_known_args(argv)
     run = parse(["--config", options.config, *flags])
     if run.eval_only is not None:

@@ -26,6 +26,7 @@ from ...core.errors import CacheError, ConfigError, DistillError
 from ...core.losses import TopKKLDivergence
 from ...core.recipe import Pair, members, output_name
 from ...core.taps import Captured, Tap, Taps, flatten_tensors
+from ..common.amounts import size_text, time_text
 from .outputs import ANSWERS
 from .remember import CacheOptions, RememberedTeacher
 from .survey import Survey, groups_of
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from .distillation import Distillation
     from .trainer import DistillingTrainer
 
-__all__ = ["Forecast", "ensure", "size_text", "time_text"]
+__all__ = ["Forecast", "ensure"]
 
 logger = logging.getLogger(__name__)
 
@@ -86,32 +87,6 @@ class Forecast:
             f"all; {self.missing} of {self.shards} files to write, {size_text(self.missing_bytes)},"
             f" about {time_text(self.seconds)}"
         )
-
-
-def size_text(size: float) -> str:
-    """A number of bytes as one reads it.
-
-    Example:
-        >>> size_text(512), size_text(3 << 20)
-        ('512 B', '3.0 MiB')
-    """
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
-
-
-def time_text(seconds: float) -> str:
-    """A duration as one reads it.
-
-    Example:
-        >>> time_text(5), time_text(300), time_text(9000)
-        ('5 s', '5 min', '2.5 h')
-    """
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _restricted(captured: Captured, taps: Taps) -> Captured:

@@ -9,9 +9,10 @@ from mmengine.dist import is_main_process
 from rich.table import Table
 
 from ...core.errors import ConfigError
-from ..common.commands import make_console
+from ..common.amounts import size_text, time_text
+from ..common.commands import add_cache_options, make_console
 from ..common.processes import leave_process_group
-from .caching import Forecast, ensure, size
+from .caching import Forecast, ensure
 from .cli import _parser, _read, _task_checks
 from .config import prepare_config
 from .runner import build_runner
@@ -37,14 +38,7 @@ def main(argv: Sequence[str] | None = None) -> list[Forecast]:
         "training. Interrupted, the same command goes on; several processes share the work."
     )
     parser.add_argument("config", help="config file whose distill has cache=dict(path=...)")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="say how many bytes and minutes it takes, no more"
-    )
-    parser.add_argument(
-        "--verify",
-        action="store_true",
-        help="see whether all is there and undamaged; build nothing",
-    )
+    add_cache_options(parser)
     args = parser.parse_args(argv)
     cfg = _read(args)
     if not (cfg.get("distill") or {}).get("cache"):
@@ -70,7 +64,7 @@ def _table(forecasts: Sequence[Forecast], missing: str) -> Table:
     table = Table(title="What the teachers say of the training data")
     for name in ("teacher", "folder"):
         table.add_column(name, overflow="fold")
-    for name in ("samples", "views", "bytes a picture", "size", missing, "min, about"):
+    for name in ("samples", "views", "bytes a picture", "size", missing, "time, about"):
         table.add_column(name, justify="right")
     for entry in forecasts:
         table.add_row(
@@ -79,8 +73,8 @@ def _table(forecasts: Sequence[Forecast], missing: str) -> Table:
             f"{entry.samples:,}",
             str(entry.views),
             f"{entry.record_bytes:,}",
-            size(entry.total_bytes),
+            size_text(entry.total_bytes),
             f"{entry.missing:,}",
-            f"{entry.seconds / 60:.1f}",
+            time_text(entry.seconds),
         )
     return table

@@ -26,6 +26,7 @@ from ...core.errors import CacheError, ConfigError
 from ...core.losses import TopKKLDivergence
 from ...core.recipe import output_name
 from ...core.taps import Captured
+from ..common.amounts import size_text, time_text
 from .model import DistilledModel
 from .preprocess import OwnImages
 from .remember import IMAGE, CacheOptions, ImageGuard, Remembered, Store
@@ -71,23 +72,9 @@ class Forecast:
         built = f", of which {done} pictures are there" if done else ""
         return (
             f"Cache of teacher {self.teacher!r} in {str(self.folder)!r}: {self.samples} samples x "
-            f"{self.views} views, {self.record_bytes} bytes a picture, {size(self.total_bytes)}"
-            f"{built}, about {self.seconds / 60:.1f} min."
+            f"{self.views} views, {self.record_bytes} bytes a picture, "
+            f"{size_text(self.total_bytes)}{built}, about {time_text(self.seconds)}."
         )
-
-
-def size(count: float) -> str:
-    """Write a number of bytes.
-
-    Example:
-        >>> size(3 * 2**20), size(5 * 2**30)
-        ('3.0 MiB', '5.0 GiB')
-    """
-    for unit in ("bytes", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.1f} {unit}" if unit != "bytes" else f"{count:.0f} bytes"
-        count /= 1024
-    return f"{count:.1f} GiB"
 
 
 def ensure(runner: Any, *, dry_run: bool = False, build: bool | None = None) -> list[Forecast]:
@@ -298,8 +285,8 @@ def _count(options: CacheOptions, asker: _Asker, drafts: Sequence[_Draft]) -> in
     raise ConfigError(
         "distill.cache: the training pipeline augments at random, so that each sample has another "
         "picture in each pass. Say how many are kept (passes take them in turn): views=1 "
-        f"({size(one)}; every pass shows the same), views=N, or views='epochs' (one for each of "
-        f"{every} passes: {size(one * every)})."
+        f"({size_text(one)}; every pass shows the same), views=N, or views='epochs' (one for each "
+        f"of {every} passes: {size_text(one * every)})."
     )
 
 
@@ -493,7 +480,7 @@ class _Builder:
             rebuilt = f"; {len(wanted)} damaged shards were built anew" if wanted else ""
             logger.info(
                 f"Teacher {self.draft.teacher!r} is remembered from {str(self.folder)!r} "
-                f"({size(forecast.total_bytes)}){rebuilt}."
+                f"({size_text(forecast.total_bytes)}){rebuilt}."
             )
 
     def _check_room(self, forecast: Forecast) -> None:
@@ -502,8 +489,8 @@ class _Builder:
         if needed > free:
             raise CacheError(
                 f"The cache of teacher {forecast.teacher!r} in {str(self.folder)!r} needs "
-                f"{size(needed)} more, but {size(free)} are free there. Make room, give another "
-                "distill.cache.path, keep fewer views, or compare less (fewer taps, dtype='fp16', "
+                f"{size_text(needed)} more, but {size_text(free)} are free there. Make room, give "
+                "another distill.cache.path, keep fewer views, or compare less (fewer taps, dtype='fp16', "
                 "TopKKLDivergence for logits)."
             )
 
@@ -541,7 +528,7 @@ class _Builder:
                 told, left = now, (now - begin) / number * (len(plan) - number)
                 logger.info(
                     f"Teacher {self.draft.teacher!r}: batch {number} of {len(plan)} is kept, "
-                    f"about {left / 60:.1f} min to go."
+                    f"about {time_text(left)} to go."
                 )
 
     def _rows(self, data: Any, count: int, draws: int = 0) -> dict[str, Tensor]:
