@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.nn.utils.parametrize import is_parametrized
 
-__all__ = ["find_foldable", "fold_batch_norms"]
+__all__ = ["find_foldable", "fold_batch_norms", "is_spoiled"]
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -54,12 +54,7 @@ def find_foldable(
         []
     """
     names = _names_of(network)
-    tapped = {
-        module
-        for name, side in keep
-        if isinstance(module := network.get_submodule(name), (*_LAYERS, _BatchNorm))
-        and (side == "weight" or (side == "input") == isinstance(module, _BatchNorm))
-    }
+    tapped = _spoiling(network, keep)
     layers = [m for m in names if isinstance(m, _LAYERS) and _is_plain(m) and m not in tapped]
     norms = [m for m in names if isinstance(m, _BatchNorm) and _is_plain(m) and m not in tapped]
     norms = [norm for norm in norms if norm.running_mean is not None]
@@ -93,6 +88,37 @@ def find_foldable(
         for layer, norm in pairs
         if calls[layer] == 1 and calls[norm] == 1
     ]
+
+
+def is_spoiled(
+    network: nn.Module, pair: tuple[str, str], keep: Collection[tuple[str, str]]
+) -> bool:
+    """Whether something is to be read of a layer or norm that folding them changes.
+
+    Args:
+        network: Before it was folded.
+        pair: What :func:`find_foldable` found.
+        keep: As there.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        >>> is_spoiled(net, ("0", "1"), [("1", "output")])
+        False
+        >>> is_spoiled(net, ("0", "1"), [("1", "input")])
+        True
+    """
+    tapped = _spoiling(network, keep)
+    return any(network.get_submodule(name) in tapped for name in pair)
+
+
+def _spoiling(network: nn.Module, keep: Collection[tuple[str, str]]) -> set[nn.Module]:
+    """The layers and norms of which something is read that folding changes."""
+    return {
+        module
+        for name, side in keep
+        if isinstance(module := network.get_submodule(name), (*_LAYERS, _BatchNorm))
+        and (side == "weight" or (side == "input") == isinstance(module, _BatchNorm))
+    }
 
 
 def fold_batch_norms(network: nn.Module, pairs: Iterable[tuple[str, str]]) -> None:

@@ -8,7 +8,7 @@ import logging
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from .errors import CheckpointError, ConfigError, TeacherError
-from .folding import find_foldable, fold_batch_norms
+from .folding import find_foldable, fold_batch_norms, is_spoiled
 from .taps import Captured, Taps, flatten_tensors, guard_hooks, map_tensors
 from .tuning import (
     MEMORY_FORMATS,
@@ -113,6 +113,7 @@ class FrozenTeacher:
         self._infers = False
         self._stream: Any = None
         self._copied: set[tuple[str, str]] = set()
+        self._keep: set[tuple[str, str]] = set()
         self._taps: dict[tuple[str, ...], Taps] = {}
 
     def __deepcopy__(self, memo: dict) -> FrozenTeacher:
@@ -165,12 +166,35 @@ class FrozenTeacher:
             return forward(*args, **kwargs)
 
     def taps(self, specs: Iterable[str]) -> Taps:
-        """Taps on what is run, made once for each set of names."""
+        """Taps on what is run, made once for each set of names.
+
+        What is tapped is neither folded nor cast from then on.
+        """
         key = tuple(specs)
         if key not in self._taps:
-            self._taps[key] = Taps(self.network, key)
-            self._taps[key].copied |= self._copied & set(self._taps[key].keys)
+            made = Taps(self.network, key)
+            self._keep |= set(made.keys)
+            if self.setting is not None and self._is_changed(made.keys):
+                self._folded = [p for p in self._folded if not self._is_spoiled(p)]
+                self._use(self.setting)
+                self._compile()
+                made = Taps(self.network, key)
+            self._taps[key] = made
+            made.copied |= self._copied & set(made.keys)
         return self._taps[key]
+
+    def _is_spoiled(self, pair: tuple[str, str]) -> bool:
+        return is_spoiled(self.model, pair, self._keep)
+
+    def _is_changed(self, keys: Sequence[tuple[str, str]]) -> bool:
+        """Whether the faster copy has something else where one wants to read."""
+        if any(self._is_spoiled(pair) for pair in self._folded):
+            return True
+        weights = [name for name, side in keys if side == "weight"]
+        return any(
+            self.network.get_submodule(name).weight is not self.model.get_submodule(name).weight
+            for name in weights
+        )
 
     def observe(
         self,
@@ -194,7 +218,9 @@ class FrozenTeacher:
         """
         output = None
         with self.taps(specs).capture(stop_after) as captured:
-            output = self._run(forward or self.network, args, kwargs)
+            # Weights are there without any forward.
+            if stop_after is None or any(side != "weight" for _, side in stop_after):
+                output = self._run(forward or self.network, args, kwargs)
         given = next((t.device for t in flatten_tensors((args, kwargs))), None)
         done: dict[int, Tensor] = {}
         move = given if self.own_device is not None else None
@@ -282,15 +308,19 @@ class FrozenTeacher:
 
         for taps in self._taps.values():
             self._copied |= taps.copied
+        self._reset()  # another distillation may have prepared it already
         self.setting = Setting()
         with _calls_at_the_top(self.network) as outermost:
             plain = [tensor.clone() for tensor in ask()]
         self._outermost = outermost
+        if not outermost:
+            self._reset()
+            self.how = "is never run, for nothing but its weights is read"
+            return
         device = self.own_device or self.expected_device or self.device
         settings = self._settings(device)
         if self.fold:
-            keys = self.taps(specs).keys
-            self._folded = find_foldable(self.model, ask, keys)
+            self._folded = find_foldable(self.model, ask, self._keep)
         try:
             self._use(Setting())
         except Exception as error:  # a network that cannot be copied runs as it is
@@ -391,13 +421,16 @@ class FrozenTeacher:
         memo.update({id(t): t for t in self.model.buffers()})
         network = copy.deepcopy(self.model, memo).eval()
         fold_batch_norms(network, self._folded)
-        _cast(network, setting)
+        read = {self.model.get_submodule(name) for name, side in self._keep if side == "weight"}
+        names = {name for name, module in self.model.named_modules() if module in read}
+        _cast(network, setting, names)
         if self.adjust is not None:
             self.adjust(network)
         self.network, self.setting, self._taps = network, setting, {}
 
     def _reset(self) -> None:
         self.network, self.setting, self._taps, self._folded = self.model, None, {}, []
+        self._infers = False
 
     def _compile(self) -> None:
         if not self.compile:
@@ -447,7 +480,7 @@ def _agreed(choice: Setting) -> Setting:
     return Setting(*told[0])
 
 
-def _cast(network: nn.Module, setting: Setting) -> None:
+def _cast(network: nn.Module, setting: Setting, but: Collection[str]) -> None:
     """Bring weights into the precision and memory format of a setting, in new tensors.
 
     Convolutions and linear layers only, which autocast computes in half precision anyway and whose
@@ -456,8 +489,10 @@ def _cast(network: nn.Module, setting: Setting) -> None:
     convs, linear = (nn.Conv1d, nn.Conv2d, nn.Conv3d), (nn.Linear,)
     convs += (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     half = setting.precision != "fp32"
-    for module in network.modules():
+    for module_name, module in network.named_modules():
         if not isinstance(module, (*convs, *linear)) or is_parametrized(module):
+            continue
+        if module_name in but:
             continue
         for name, value in list(module._parameters.items()):
             if value is None:

@@ -490,8 +490,8 @@ class _Builder:
             raise CacheError(
                 f"The cache of teacher {forecast.teacher!r} in {str(self.folder)!r} needs "
                 f"{size_text(needed)} more, but {size_text(free)} are free there. Make room, give "
-                "another distill.cache.path, keep fewer views, or compare less (fewer taps, dtype='fp16', "
-                "TopKKLDivergence for logits)."
+                "another distill.cache.path, keep fewer views, or compare less (fewer taps, "
+                "dtype='fp16', TopKKLDivergence for logits)."
             )
 
     def _build(self, shards: Sequence[int], logger: logging.Logger) -> None:

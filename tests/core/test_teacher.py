@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import taskdistill.core.teacher as teacher_module
 from taskdistill.core.errors import CheckpointError, ConfigError, TeacherError
+from taskdistill.core.taps import Taps
 from taskdistill.core.teacher import (
     FrozenTeacher,
     file_sha256,
@@ -262,6 +263,46 @@ def test_norms_are_folded_but_for_what_is_tapped(image: Tensor):
     assert prepared(Maps(), image).runs_as["folded"] == 2
     assert prepared(Maps(), image, ("stem.0",)).runs_as["folded"] == 1
     assert prepared(Maps(), image, fold=False).runs_as["folded"] == 0
+
+
+@pytest.mark.parametrize("spec", ["stem.0", "stem.1@input", "stem.0@weight", "late.0@weight"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_tap_that_comes_later_reads_the_networks_own(image: Tensor, spec: str, precision: str):
+    model = Maps()
+    teacher = prepared(model, image, precision=precision, memory_format="channels_last")
+    assert teacher.runs_as["folded"] == 2
+    captured, output = teacher.observe([spec], image)
+    assert teacher.runs_as["folded"] == 1
+    with torch.no_grad(), Taps(model, [spec]).capture() as plain:
+        expected = model(image)
+    slack = dict(rtol=0.05, atol=0.1) if precision == "bf16" else dict(rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(captured.tensors(spec)[0], plain.tensors(spec)[0], **slack)
+    torch.testing.assert_close(output, expected, **slack)
+    if "weight" in spec:
+        assert torch.equal(captured.tensors(spec)[0], plain.tensors(spec)[0])
+
+
+def test_two_distillations_of_one_teacher_spoil_nothing_of_each_other(image: Tensor):
+    model = Maps()
+    teacher = FrozenTeacher(model)
+    for specs in (("stem.0",), ()):
+        teacher.taps(specs)
+        teacher.prepare(lambda: teacher.network, specs, image)
+    assert teacher.runs_as["folded"] == 1
+    captured, _ = teacher.observe(["stem.0"], image)
+    torch.testing.assert_close(captured.tensors("stem.0")[0], model.stem[0](image))
+
+
+def test_a_teacher_of_which_weights_alone_are_read_is_never_run(image: Tensor):
+    model = Maps()
+    teacher = FrozenTeacher(model)
+    spec = "stem.0@weight"
+    alone = {("stem.0", "weight"): 1}
+    teacher.taps([spec])
+    teacher.prepare(lambda: lambda *_: pytest.fail("was run"), [spec], image, stop_after=alone)
+    captured, output = teacher.observe([spec], image, stop_after=alone)
+    assert captured.tensors(spec)[0] is model.stem[0].weight and output is None
+    assert "never run" in teacher.how
 
 
 def test_what_the_example_gives_the_lie_is_not_folded(image: Tensor):
