@@ -92,8 +92,7 @@ class FrozenTeacher:
         check_choice("precision", precision, [None, "auto", *PRECISIONS])
         check_choice("memory_format", memory_format, ["auto", *MEMORY_FORMATS])
         self.model = model.eval().requires_grad_(False)
-        self.network: nn.Module = self.model
-        """What is run: the model, or a faster copy of it."""
+        self._network: nn.Module = self.model
         self.precision, self.memory_format = precision, memory_format
         self.fold, self.compile = fold, compile
         self.preprocess = preprocess
@@ -111,13 +110,29 @@ class FrozenTeacher:
         self._folded: list[tuple[str, str]] = []
         self._outermost: list[str] = []
         self._infers = False
+        self._made_of = 0
         self._stream: Any = None
         self._copied: set[tuple[str, str]] = set()
         self._keep: set[tuple[str, str]] = set()
+        self._watched: set[tuple[tuple[str, ...], bool]] = set()
         self._taps: dict[tuple[str, ...], Taps] = {}
 
     def __deepcopy__(self, memo: dict) -> FrozenTeacher:
         return self
+
+    @property
+    def network(self) -> nn.Module:
+        """What is run: the model, or a faster copy of it as it is now."""
+        if self._network is not self.model and self._made_of != self._versions():
+            assert self.setting is not None
+            self._use(self.setting)
+            self._compile()
+        return self._network
+
+    def _versions(self) -> int:
+        """Grows when the model's weights are changed in place, as by ``load_state_dict``."""
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        return sum(t._version for t in tensors if not t.is_inference())
 
     @property
     def device(self) -> torch.device:
@@ -140,13 +155,15 @@ class FrozenTeacher:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the whole teacher and return what it returns."""
-        return _as_usual(self._run(self.network, args, kwargs), {})
+        return _as_usual(self._run(self.network, args, kwargs, self._infers), {})
 
     def run(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run ``forward`` (the teacher's network or a method of it) under the contract."""
-        return _as_usual(self._run(forward, args, kwargs), {})
+        return _as_usual(self._run(forward, args, kwargs, self._infers), {})
 
-    def _run(self, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _run(
+        self, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any], infers: bool
+    ) -> Any:
         given = next((t.device for t in flatten_tensors((args, kwargs))), None)
         device = self.own_device or given or self.device
         if device != self.device:
@@ -161,7 +178,7 @@ class FrozenTeacher:
             args, kwargs = (_moved(value, device) for value in (args, kwargs))
         if self.setting is not None and self.setting.memory_format == "channels_last":
             args, kwargs = (_channels_last(value) for value in (args, kwargs))
-        without = torch.inference_mode if self._infers else torch.no_grad
+        without = torch.inference_mode if infers else torch.no_grad
         with without(), self._autocast(device):
             return forward(*args, **kwargs)
 
@@ -170,9 +187,9 @@ class FrozenTeacher:
 
         What is tapped is neither folded nor cast from then on.
         """
-        key = tuple(specs)
+        key, network = tuple(specs), self.network
         if key not in self._taps:
-            made = Taps(self.network, key)
+            made = Taps(network, key)
             self._keep |= set(made.keys)
             if self.setting is not None and self._is_changed(made.keys):
                 self._folded = [p for p in self._folded if not self._is_spoiled(p)]
@@ -216,11 +233,15 @@ class FrozenTeacher:
         Returns:
             What the taps saw, and the output (``None`` after an early exit).
         """
-        output = None
-        with self.taps(specs).capture(stop_after) as captured:
+        output, key = None, (tuple(specs), stop_after is None)
+        with self.taps(key[0]).capture(stop_after) as captured:
             # Weights are there without any forward.
             if stop_after is None or any(side != "weight" for _, side in stop_after):
-                output = self._run(forward or self.network, args, kwargs)
+                infers = self._infers and key in self._watched
+                output = self._run(forward or self.network, args, kwargs, infers)
+        # In inference mode nobody notes what is changed in place: it is looked for once before.
+        if key not in self._watched and not captured.mutated():
+            self._watched.add(key)
         given = next((t.device for t in flatten_tensors((args, kwargs))), None)
         done: dict[int, Tensor] = {}
         move = given if self.own_device is not None else None
@@ -406,7 +427,7 @@ class FrozenTeacher:
 
         def timed(setting: Setting) -> Callable[[], object]:
             def run() -> None:
-                self.setting, (self.network, self._taps) = setting, copies[setting]
+                self.setting, (self._network, self._taps) = setting, copies[setting]
                 measured()
 
             return run
@@ -426,10 +447,11 @@ class FrozenTeacher:
         _cast(network, setting, names)
         if self.adjust is not None:
             self.adjust(network)
-        self.network, self.setting, self._taps = network, setting, {}
+        self._network, self.setting, self._taps = network, setting, {}
+        self._made_of = self._versions()
 
     def _reset(self) -> None:
-        self.network, self.setting, self._taps, self._folded = self.model, None, {}, []
+        self._network, self.setting, self._taps, self._folded = self.model, None, {}, []
         self._infers = False
 
     def _compile(self) -> None:

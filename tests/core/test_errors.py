@@ -10,6 +10,7 @@ from taskdistill.core import errors
 from taskdistill.core.errors import DistillError, did_you_mean
 
 BUILTIN = {
+    "CacheError": RuntimeError,
     "CheckpointError": RuntimeError,
     "ConfigError": ValueError,
     "DataError": ValueError,

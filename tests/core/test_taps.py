@@ -526,11 +526,10 @@ def test_taps_within_compiled_code_break_no_graph_and_make_nothing_anew():
     assert len(graphs) == 1
 
 
-def test_code_compiled_before_a_capture_is_read_where_hooks_are_guarded(
-    monkeypatch: pytest.MonkeyPatch,
-):
+def test_code_compiled_before_a_capture_is_read_where_hooks_are_guarded():
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._dynamo.config, "skip_nnmodule_hook_guards", True)
+    # Not monkeypatch, which would take the entry out instead of giving it back.
+    torch._dynamo.config.skip_nnmodule_hook_guards = True
     guard_hooks()
     net = Stages()
     compiled, taps = torch.compile(net, backend="eager"), Taps(net, ["stages.11"])

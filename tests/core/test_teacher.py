@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import taskdistill.core.teacher as teacher_module
-from taskdistill.core.errors import CheckpointError, ConfigError, TeacherError
+from taskdistill.core.errors import CheckpointError, ConfigError, TapError, TeacherError
 from taskdistill.core.taps import Taps
 from taskdistill.core.teacher import (
     FrozenTeacher,
@@ -206,7 +206,8 @@ class Maps(nn.Module):
                 module.running_var.uniform_(0.5, 2.0)  # type: ignore[union-attr]
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.head(self.late(self.act(self.stem(image))).mean((2, 3)))
+        self.pooled = self.late(self.act(self.stem(image))).mean((2, 3))
+        return self.head(self.pooled)
 
 
 def prepared(model: nn.Module, image: Tensor, specs: tuple[str, ...] = (), **options: Any):
@@ -282,6 +283,17 @@ def test_a_tap_that_comes_later_reads_the_networks_own(image: Tensor, spec: str,
         assert torch.equal(captured.tensors(spec)[0], plain.tensors(spec)[0])
 
 
+def test_a_later_tap_on_what_is_changed_in_place_is_told(image: Tensor):
+    teacher = prepared(Maps(), image)
+    for _ in range(2):
+        captured, _ = teacher.observe(["stem"], image)
+        with pytest.raises(TapError, match="changed in place"):
+            captured.tensors("stem")
+    # Where the forward ends before that, there is nothing to tell.
+    early, _ = teacher.observe(["stem"], image, stop_after={("stem", "output"): 1})
+    assert (early.tensors("stem")[0] < 0).any()
+
+
 def test_two_distillations_of_one_teacher_spoil_nothing_of_each_other(image: Tensor):
     model = Maps()
     teacher = FrozenTeacher(model)
@@ -317,6 +329,18 @@ def test_what_the_example_gives_the_lie_is_not_folded(image: Tensor):
     teacher = prepared(model, image)
     assert teacher.runs_as["folded"] == 0
     torch.testing.assert_close(teacher(image), model(image))
+
+
+def test_other_weights_are_not_missed(image: Tensor):
+    model, other = Maps(), Maps().eval()
+    teacher = prepared(model, image)
+    first = teacher.network
+    model.load_state_dict(other.state_dict())
+    captured, output = teacher.observe(["late"], image, forward=teacher.network)
+    torch.testing.assert_close(output, other(image))
+    torch.testing.assert_close(captured.tensors("late")[0].mean((2, 3)), other.pooled)
+    second = teacher.network
+    assert second is not first and second is teacher.network
 
 
 def test_the_fastest_is_taken_where_nothing_is_pinned(image: Tensor, monkeypatch):

@@ -182,7 +182,7 @@ CASES: dict[str, tuple[float, Callable[[Inputs], Tensor]]] = {
         lambda x: L.pixel_wise(x["ps"], x["pt"], divergence="teacher_student"),
     ),
     "dense: SKD pair-wise scale=.5 (max-pool to 2x2, C 32 vs 48)": (
-        1e-5,
+        1e-4,  # a small difference of large numbers, whose products processors round otherwise
         lambda x: L.pair_wise(x["hs"], x["ht"], patch=8, pooling="max"),
     ),
     "dense: SKD pair-wise scale=1/8 (8x8 nodes)": (

@@ -61,7 +61,8 @@ def slow(student: Tensor, teacher: Tensor, kernel: list[int], pooling: str = "av
 def test_golden(golden_dense: dict[str, Tensor], patch, expected: float, norm):
     student, teacher = golden_dense["hs"], golden_dense["ht"]
     value = pair_wise(student, teacher, patch=patch, pooling="max", norm=norm).item()
-    assert value == pytest.approx(expected, rel=1e-5)
+    # A small difference of large numbers: processors round its products otherwise.
+    assert value == pytest.approx(expected, rel=1e-4)
     assert PairWise(patch=patch, pooling="max", norm=norm)(student, teacher).item() == value
 
 

@@ -24,7 +24,7 @@ TOP = dict(student="outputs.logits", loss="TopKKLDivergence", k=2, temperature=4
 
 
 @HOOKS.register_module(force=True)
-class StopHook(Hook):
+class StopAfterHook(Hook):
     """Raise after so many steps, as a power cut would."""
 
     def __init__(self, steps: int) -> None:
@@ -175,7 +175,9 @@ def test_a_run_stopped_in_an_epoch_resumes_with_its_cache_with_and_without(
     ):
         work_dir = tmp_path / name
         with pytest.raises(KeyboardInterrupt):
-            tiny_data.train(make(before, custom_hooks=[dict(type="StopHook", steps=5)]), work_dir)
+            tiny_data.train(
+                make(before, custom_hooks=[dict(type="StopAfterHook", steps=5)]), work_dir
+            )
         resumed = make(after, resume=True, load_from=str(work_dir / "epoch_1.pth"))
         tiny_data.train(resumed, work_dir)
         assert_equal(saved(tmp_path / "whole")["state_dict"], saved(work_dir)["state_dict"], name)

@@ -145,7 +145,7 @@ def test_both_stages_by_slow_loops(tiny, agnostic):
 
 def test_the_teacher_sees_the_students_proposals(tiny):
     model, inputs, samples = distilled(tiny, *CHEN)
-    teacher = model.distiller.teachers["teacher"].model
+    teacher = model.distiller.teachers["teacher"].network
     seen = []
     handles = [
         part.roi_head.bbox_roi_extractor.register_forward_pre_hook(
@@ -260,7 +260,7 @@ def test_a_teacher_of_larger_images_sees_the_same_objects(tiny):
     cfg = tiny.wrap(tiny.config(tiny.model("FasterRCNN"), distill=entry), tiny.folder)
     model = MODELS.build(cfg.model).train()
     inputs, samples = tiny.batch(model)
-    teacher, seen = model.distiller.teachers["teacher"].model, []
+    teacher, seen = model.distiller.teachers["teacher"].network, []
     handles = [
         part.roi_head.bbox_roi_extractor.register_forward_pre_hook(
             lambda module, args: seen.append((args[0][0].shape[-2:], args[1]))

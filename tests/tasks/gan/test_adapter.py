@@ -51,7 +51,7 @@ def test_the_teacher_stops_after_its_last_layer_where_no_image_is_compared(gan):
     short = MODELS.build(gan.wrap(config, gan.folder / "unused").model)
     for each, runs in ((model, True), (short, False)):
         called = []
-        last = teacher_of(each).generator.model[-1]
+        last = each.distiller.teachers["teacher"].network.generator.model[-1]
         last.register_forward_hook(lambda *_, seen=called: seen.append(1))
         each(**each.data_preprocessor(gan.data(), True), mode="loss")
         assert bool(called) is runs

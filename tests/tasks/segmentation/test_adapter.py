@@ -234,7 +234,7 @@ def test_several_auxiliary_heads_are_counted(seg):
 def test_the_teachers_auxiliary_head_runs_only_where_it_is_read(seg, pairs, calls):
     model = seg.distilled(*pairs)
     ran = []
-    teacher = model.distiller.teachers["teacher"].model
+    teacher = model.distiller.teachers["teacher"].network
     teacher.auxiliary_head.convs.register_forward_hook(lambda *_: ran.append("aux"))
     model(*seg.batch(model), mode="loss")
     assert len(ran) == calls
