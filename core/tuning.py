@@ -27,7 +27,7 @@ MEMORY_FORMATS = {
     "channels_last": torch.channels_last,
 }
 _VARIABLE = "TASKDISTILL_TEACHER"
-_MARGIN, _HALF_MARGIN = 1.1, 1.2
+_MARGIN, _HALF_MARGIN = 1.05, 1.2
 """How many times as fast as the plain form another has to be, so that noise decides nothing; half
 precision, which costs some digits, more."""
 _HOPELESS = 2.0
@@ -123,7 +123,7 @@ def fastest(
 ) -> tuple[_Name, dict[_Name, float]]:
     """Time some ways to run the same, in turn, and choose one.
 
-    The first is kept unless another is at least 1.1 times as fast, in half precision 1.2 times. One
+    The first is kept unless another is at least 1.05 times as fast, in half precision 1.2 times. One
     that is hopeless in the first round is not run again: half precision without hardware for it can
     be ten times as slow. Counted is the time of this process, so that others on the machine decide
     nothing.

@@ -27,12 +27,16 @@ SWITCHES: dict[str, dict[str, Any]] = {
 LOOSE, TIGHT = 0.1, 2e-3
 
 
-def combinations(kinds: Sequence[str], whole: str) -> list[Any]:
-    """Every kind with all switches at once, one with each; the others are slow tests."""
+def combinations(kinds: Sequence[str], whole: str, quick: bool = False) -> list[Any]:
+    """Every kind with every switch, and with all at once.
+
+    All but the last of one kind are slow tests; where runs are quick, all but the single switches
+    of the other kinds.
+    """
     found = []
     for kind in kinds:
         for switch in SWITCHES:
-            fast = switch == "all" or kind == whole
+            fast = switch == "all" or kind == whole if quick else (kind, switch) == (whole, "all")
             found.append(pytest.param(kind, switch, marks=() if fast else pytest.mark.slow))
     return found
 

@@ -54,7 +54,7 @@ def teacher(tiny_data: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return dict(config=entry, checkpoint=str(folder / "run" / "epoch_2.pth"))
 
 
-@pytest.mark.parametrize(("kind", "switch"), combinations(KINDS, whole="kd"))
+@pytest.mark.parametrize(("kind", "switch"), combinations(KINDS, whole="kd", quick=True))
 def test_a_run(tiny_data: Any, runs: SwitchedRuns, teacher: dict[str, Any], kind: str, switch: str):
     # Network augmentation measures its statistics anew, which does not go with an average.
     runs.check(kind, config(tiny_data, kind, teacher), switch, average=kind != "netaug")

@@ -24,7 +24,7 @@ def saved(work_dir: Path) -> dict[str, Any]:
     return read_mm_checkpoint(str(work_dir / "epoch_2.pth"))
 
 
-@pytest.mark.parametrize("labels", [None, dict(scheme="own")])
+@pytest.mark.parametrize("labels", [None, pytest.param(dict(scheme="own"), marks=pytest.mark.slow)])
 def test_kept_answers_train_bit_for_bit_as_the_teacher_asked(
     tiny: Any, tmp_path: Path, labels: Any
 ) -> None:
@@ -40,6 +40,7 @@ def test_kept_answers_train_bit_for_bit_as_the_teacher_asked(
     assert runner.model.remembered.stores["teacher"].cache.spec.samples == 2 * 12
 
 
+@pytest.mark.slow
 def test_a_teacher_with_images_of_its_own_is_asked_with_them(tiny: Any, tmp_path: Path) -> None:
     """Normalised in its own way, and twice as large."""
     grey = dict(mean=[100.0] * 3, std=[50.0] * 3, bgr_to_rgb=False)
