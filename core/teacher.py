@@ -20,7 +20,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from .errors import CheckpointError, ConfigError, TeacherError
 from .folding import find_foldable, fold_batch_norms, is_spoiled
-from .taps import Captured, Taps, flatten_tensors, guard_hooks, map_tensors
+from .taps import Captured, Taps, flatten_tensors, guard_hooks, map_tensors, own_code
 from .tuning import (
     MEMORY_FORMATS,
     PRECISIONS,
@@ -460,7 +460,7 @@ class FrozenTeacher:
         guard_hooks()
         options = dict(self.compile) if isinstance(self.compile, Mapping) else {}
         for name in self._outermost:
-            self.network.get_submodule(name).compile(**options)
+            _compile_in_place(self.network.get_submodule(name), name, options)
 
     def _tell(self, choice: Setting, seconds: Mapping[Setting, float]) -> None:
         self.how = f"runs in {choice}, {len(self._folded)} batch norms folded"
@@ -473,6 +473,16 @@ class FrozenTeacher:
                 f"precision={choice.precision!r}, memory_format={choice.memory_format!r}."
             )
         logger.info("Teacher %s %s", self.source, self.how)
+
+
+def _compile_in_place(module: nn.Module, name: str, options: Mapping[str, Any]) -> None:
+    # Not `nn.Module.compile`, which does nothing for a container: the compiler passes frames of
+    # torch's own by.
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return module._call_impl(*args, **kwargs)
+
+    compiled = torch.compile(own_code(forward, f"forward of teacher {name}"), **options)
+    module._compiled_call_impl = compiled  # type: ignore[assignment]
 
 
 def _checked_device(device: torch.device | str) -> torch.device:

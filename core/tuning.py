@@ -123,10 +123,10 @@ def fastest(
 ) -> tuple[_Name, dict[_Name, float]]:
     """Time some ways to run the same, in turn, and choose one.
 
-    The first is kept unless another is at least 1.05 times as fast, in half precision 1.2 times. One
-    that is hopeless in the first round is not run again: half precision without hardware for it can
-    be ten times as slow. Counted is the time of this process, so that others on the machine decide
-    nothing.
+    The first is kept unless another is at least 1.05 times as fast, in half precision 1.2 times.
+    One that is hopeless in the first round is not run again: half precision without hardware for it
+    can be ten times as slow. Counted is the time of this process, so that others on the machine
+    decide nothing.
 
     Args:
         runs: By setting, what runs it once.

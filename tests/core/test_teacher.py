@@ -260,6 +260,25 @@ def test_the_contract_holds_under_every_option(image: Tensor, options: dict):
     assert copy.deepcopy(Holder(teacher)).teacher is teacher
 
 
+@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: nn.Sequential(m, nn.ReLU())])
+def test_a_compiled_teacher_is_compiled_once(image: Tensor, wrap: Any):
+    torch._dynamo.reset()
+    graphs: list[Any] = []
+
+    def backend(graph: Any, _inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    model = wrap(Maps())
+    teacher = prepared(model, image, compile=dict(backend=backend))
+    assert graphs == []
+    for _ in range(3):
+        torch.testing.assert_close(teacher(image), model(image), rtol=1e-4, atol=1e-4)
+        _, output = teacher.observe((), image)
+        torch.testing.assert_close(output, model(image), rtol=1e-4, atol=1e-4)
+    assert len(graphs) == 1
+
+
 def test_norms_are_folded_but_for_what_is_tapped(image: Tensor):
     assert prepared(Maps(), image).runs_as["folded"] == 2
     assert prepared(Maps(), image, ("stem.0",)).runs_as["folded"] == 1
