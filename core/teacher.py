@@ -110,7 +110,7 @@ class FrozenTeacher:
         self._folded: list[tuple[str, str]] = []
         self._outermost: list[str] = []
         self._infers = False
-        self._made_of = 0
+        self._made_of: tuple[Any, ...] = ()
         self._stream: Any = None
         self._copied: set[tuple[str, str]] = set()
         self._keep: set[tuple[str, str]] = set()
@@ -123,7 +123,7 @@ class FrozenTeacher:
     @property
     def network(self) -> nn.Module:
         """What is run: the model, or a faster copy of it as it is now."""
-        if self._network is not self.model and self._made_of != self._versions():
+        if self._network is not self.model and self._made_of[-1] != self._versions():
             assert self.setting is not None
             self._use(self.setting)
             self._compile()
@@ -331,8 +331,18 @@ class FrozenTeacher:
             self._copied |= taps.copied
         self._reset()  # another distillation may have prepared it already
         self.setting = Setting()
-        with _calls_at_the_top(self.network) as outermost:
-            plain = [tensor.clone() for tensor in ask()]
+        plain: list[Tensor] = []
+        outermost: list[str] = []
+
+        def look() -> None:
+            with _calls_at_the_top(self.network) as called:
+                plain.extend(tensor.clone() for tensor in ask())
+            outermost.extend(called)
+
+        if self.fold:
+            self._folded = find_foldable(self.model, look, self._keep)
+        else:
+            look()
         self._outermost = outermost
         if not outermost:
             self._reset()
@@ -340,8 +350,6 @@ class FrozenTeacher:
             return
         device = self.own_device or self.expected_device or self.device
         settings = self._settings(device)
-        if self.fold:
-            self._folded = find_foldable(self.model, ask, self._keep)
         try:
             self._use(Setting())
         except Exception as error:  # a network that cannot be copied runs as it is
@@ -350,7 +358,7 @@ class FrozenTeacher:
             self._reset()
             return
         with _calls_at_the_top(self.network) as called:
-            ask()
+            folded = ask()
         if not called:
             self.how = (
                 "runs as it was given, for what asks it calls the network itself: call "
@@ -359,7 +367,7 @@ class FrozenTeacher:
             logger.info("Teacher %s %s", self.source, self.how)
             self._reset()
             return
-        if self._folded and not _agree(ask(), plain, 1e-3, rms=False):
+        if self._folded and not _agree(folded, plain, 1e-3, rms=False):
             self._folded = []
         choice, seconds = self._choose(settings, ask, lambda: ask(trial), plain)
         self._use(choice)
@@ -412,11 +420,11 @@ class FrozenTeacher:
         for setting in settings:
             self._use(setting)
             try:
-                failed = _disagreement(ask(), plain, setting)
+                failed = "" if setting == Setting() else _disagreement(ask(), plain, setting)
             except (RuntimeError, TypeError) as error:
                 failed = f"it fails: {error}"
             if not failed:
-                copies[setting] = (self.network, self._taps)
+                copies[setting] = (self.network, self._taps, self._made_of)
         if not copies:
             raise TeacherError(
                 f"Teacher {self.source} cannot run in {settings[0]}: {failed}. Set its precision "
@@ -427,7 +435,8 @@ class FrozenTeacher:
 
         def timed(setting: Setting) -> Callable[[], object]:
             def run() -> None:
-                self.setting, (self._network, self._taps) = setting, copies[setting]
+                self.setting = setting
+                self._network, self._taps, self._made_of = copies[setting]
                 measured()
 
             return run
@@ -437,18 +446,21 @@ class FrozenTeacher:
 
     def _use(self, setting: Setting) -> None:
         """Put a copy in place that runs in a setting."""
+        read = {self.model.get_submodule(name) for name, side in self._keep if side == "weight"}
+        names = {name for name, module in self.model.named_modules() if module in read}
+        made_of = (setting, tuple(self._folded), frozenset(names), self._versions())
+        if self._network is not self.model and self._made_of == made_of:
+            return
         # What stays as it is is shared with the model.
         memo: dict[int, Any] = {id(t): t for t in self.model.parameters()}
         memo.update({id(t): t for t in self.model.buffers()})
         network = copy.deepcopy(self.model, memo).eval()
         fold_batch_norms(network, self._folded)
-        read = {self.model.get_submodule(name) for name, side in self._keep if side == "weight"}
-        names = {name for name, module in self.model.named_modules() if module in read}
         _cast(network, setting, names)
         if self.adjust is not None:
             self.adjust(network)
         self._network, self.setting, self._taps = network, setting, {}
-        self._made_of = self._versions()
+        self._made_of = made_of
 
     def _reset(self) -> None:
         self._network, self.setting, self._taps, self._folded = self.model, None, {}, []
@@ -598,7 +610,7 @@ def _agree(found: list[Tensor], expected: list[Tensor], tolerance: float, *, rms
 def _disagreement(found: list[Tensor], plain: list[Tensor], setting: Setting) -> str:
     """How answers in a setting differ from the plain ones by more than rounding; or nothing."""
     half = setting.precision != "fp32"
-    if setting == Setting() or _agree(found, plain, 0.1 if half else 1e-2, rms=True):
+    if _agree(found, plain, 0.1 if half else 1e-2, rms=True):
         return ""
     return "its answers differ from those in float32 by more than a " + (
         "tenth" if half else "hundredth"

@@ -27,11 +27,11 @@ SWITCHES: dict[str, dict[str, Any]] = {
 LOOSE, TIGHT = 0.1, 2e-3
 
 
-def combinations(kinds: Sequence[str], whole: str, quick: bool = False) -> list[Any]:
+def combinations(kinds: Sequence[str], whole: str | None = None, quick: bool = False) -> list[Any]:
     """Every kind with every switch, and with all at once.
 
-    All but the last of one kind are slow tests; where runs are quick, all but the single switches
-    of the other kinds.
+    All but the last of one kind, if any, are slow tests; where runs are quick, all but the single
+    switches of the other kinds.
     """
     found = []
     for kind in kinds:

@@ -25,6 +25,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_two_folders_and_a_message_for_a_third_that_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

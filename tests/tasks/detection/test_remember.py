@@ -96,6 +96,7 @@ def test_a_transform_that_keeps_earlier_pictures_is_refused(tiny: Any, tmp_path:
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.slow
 def test_a_second_stage_on_the_students_proposals_is_refused(tiny: Any, tmp_path: Path) -> None:
     model = tiny.model("FasterRCNN")
     teacher = tiny.teacher("FasterRCNN", neck=None)

@@ -94,6 +94,6 @@ def configs(tiny: Any) -> dict[str, Any]:
     return {kind: config(tiny, kind) for kind in KINDS}
 
 
-@pytest.mark.parametrize(("kind", "switch"), combinations(KINDS, whole="dense"))
+@pytest.mark.parametrize(("kind", "switch"), combinations(KINDS))
 def test_a_run(runs: SwitchedRuns, configs: dict[str, Any], kind: str, switch: str):
     runs.check(kind, configs[kind], switch)

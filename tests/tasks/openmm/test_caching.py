@@ -126,6 +126,7 @@ def test_a_full_disk_is_told_before_anything_is_asked(
     assert [name for name in files(tmp_path / "cache")] == ["index.json"]
 
 
+@pytest.mark.slow
 def test_what_a_teacher_is_compared_in_is_part_of_a_caches_identity(
     tiny: Any, built: Path, tmp_path: Path
 ) -> None:

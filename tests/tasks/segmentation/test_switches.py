@@ -21,6 +21,6 @@ def runs(seg: Any, tmp_path_factory: pytest.TempPathFactory) -> SwitchedRuns:
     return SwitchedRuns(seg, tmp_path_factory.mktemp("switches"))
 
 
-@pytest.mark.parametrize(("kind", "switch"), combinations(KINDS, whole="structured"))
+@pytest.mark.parametrize(("kind", "switch"), combinations(KINDS))
 def test_a_run(seg: Any, runs: SwitchedRuns, kind: str, switch: str):
     runs.check(kind, config(seg, kind), switch)

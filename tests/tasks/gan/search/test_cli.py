@@ -190,6 +190,7 @@ def test_numbers_on_the_command_line_are_checked(capsys: pytest.CaptureFixture):
         capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_the_best_is_fine_tuned_from_where_it_is(
     supernet: Any, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
