@@ -22,6 +22,7 @@ def command(tiny: Any, tmp_path: Path) -> list[str]:
     return [path, "--work-dir", str(tmp_path / "run"), "--cfg-options", name, *options]
 
 
+@pytest.mark.slow
 def test_it_forecasts_builds_and_verifies(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

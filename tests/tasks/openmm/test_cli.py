@@ -286,6 +286,7 @@ def test_missing_files_are_told(tiny, trained, command, tmp_path):
         assert code == 2 and words in errors, errors
 
 
+@pytest.mark.slow
 def test_resuming_from_another_run_is_refused(tiny, trained, command, tmp_path):
     config = distilled(tiny, teacher=tiny.save_teacher(tiny.model(width=16), seed=50))
     checkpoint = trained / "run" / "epoch_1.pth"

@@ -240,6 +240,7 @@ def test_the_number_of_workers_makes_no_difference(tiny, runs, run_config, tmp_p
     assert_equal(found["state_dict"], reference["state_dict"])
 
 
+@pytest.mark.slow
 def test_a_run_without_a_seed_goes_on_with_its_own(tiny, tmp_path):
     config = tiny.config(distill=tiny.distill(), randomness=dict(seed=None))
     tiny.train(config, tmp_path / "whole")

@@ -182,6 +182,7 @@ def test_an_ema_averages_the_student_beside_which_the_critic_stays_what_it_is(se
     assert_equal(checkpoint[SIDE_ENTRY], other[SIDE_ENTRY])
 
 
+@pytest.mark.slow
 def test_resume_after_kill_equals_the_uninterrupted_run(seg, runs, run_config, tmp_path):
     path, work_dir = seg.write(run_config), tmp_path / "killed"
     done = subprocess.run(

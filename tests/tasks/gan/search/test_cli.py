@@ -77,6 +77,7 @@ def test_from_a_super_network_to_a_plain_one(
     assert json.loads(log.read_text())["SmallFD"] == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_another_search_is_refused_until_fresh(
     supernet: Any, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
@@ -129,6 +130,7 @@ def test_mistakes_end_in_one_message(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(
     supernet: Any, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
