@@ -13,11 +13,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.nn.utils.parametrize import is_parametrized
 
-__all__ = ["find_foldable", "fold_batch_norms", "is_spoiled"]
+__all__ = ["LAYERS", "find_foldable", "fold_batch_norms", "is_spoiled"]
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_LAYERS = (*_CONVS, *_TRANSPOSED, nn.Linear)
+LAYERS = (*_CONVS, *_TRANSPOSED, nn.Linear)
+"""What a batch norm may be folded into."""
 _TOLERANCE = 1e-4
 """Largest difference of a folded layer, relative to the largest number it gives."""
 
@@ -55,7 +56,7 @@ def find_foldable(
     """
     names = _names_of(network)
     tapped = _spoiling(network, keep)
-    layers = [m for m in names if isinstance(m, _LAYERS) and _is_plain(m) and m not in tapped]
+    layers = [m for m in names if isinstance(m, LAYERS) and _is_plain(m) and m not in tapped]
     norms = [m for m in names if isinstance(m, _BatchNorm) and _is_plain(m) and m not in tapped]
     norms = [norm for norm in norms if norm.running_mean is not None]
     calls: dict[nn.Module, int] = {}
@@ -116,7 +117,7 @@ def _spoiling(network: nn.Module, keep: Collection[tuple[str, str]]) -> set[nn.M
     return {
         module
         for name, side in keep
-        if isinstance(module := network.get_submodule(name), (*_LAYERS, _BatchNorm))
+        if isinstance(module := network.get_submodule(name), (*LAYERS, _BatchNorm))
         and (side == "weight" or (side == "input") == isinstance(module, _BatchNorm))
     }
 

@@ -31,6 +31,7 @@ __all__ = [
     "Captured",
     "Tap",
     "Taps",
+    "compiled_call",
     "flatten_tensors",
     "guard_hooks",
     "map_tensors",
@@ -590,6 +591,24 @@ def own_code(function: types.FunctionType | Callable[..., Any], name: str) -> An
     return types.FunctionType(
         code, function.__globals__, name, function.__defaults__, function.__closure__
     )
+
+
+def compiled_call(module: nn.Module, name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
+    """Return what calls a module compiled, hooks and all, of any class.
+
+    Not ``nn.Module.compile``, which does nothing for a container: the compiler passes frames of
+    torch's own by.
+
+    Args:
+        module: The module, which stays as it is.
+        name: For traces and messages of the compiler.
+        options: For ``torch.compile``.
+    """
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return module._call_impl(*args, **kwargs)
+
+    return torch.compile(own_code(forward, f"forward of {name}"), **options)
 
 
 def _register(module: nn.Module, key: tuple[str, str], hook: Any) -> Any:

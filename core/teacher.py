@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from .errors import CheckpointError, ConfigError, TeacherError
-from .folding import find_foldable, fold_batch_norms, is_spoiled
-from .taps import Captured, Taps, flatten_tensors, guard_hooks, map_tensors, own_code
+from .folding import LAYERS, find_foldable, fold_batch_norms, is_spoiled
+from .taps import Captured, Taps, compiled_call, flatten_tensors, guard_hooks, map_tensors
 from .tuning import (
     MEMORY_FORMATS,
     PRECISIONS,
@@ -111,6 +111,9 @@ class FrozenTeacher:
         self._outermost: list[str] = []
         self._infers = False
         self._made_of: tuple[Any, ...] = ()
+        # Listed once: walking through a network takes longer than a small layer.
+        self._modules = list(model.modules())
+        self._weights = [t for t in (*model.parameters(), *model.buffers()) if not t.is_inference()]
         self._stream: Any = None
         self._copied: set[tuple[str, str]] = set()
         self._keep: set[tuple[str, str]] = set()
@@ -123,21 +126,20 @@ class FrozenTeacher:
     @property
     def network(self) -> nn.Module:
         """What is run: the model, or a faster copy of it as it is now."""
-        if self._network is not self.model and self._made_of[-1] != self._versions():
+        if self._network is not self.model and self._made_of[-1] != self._version():
             assert self.setting is not None
             self._use(self.setting)
             self._compile()
         return self._network
 
-    def _versions(self) -> int:
+    def _version(self) -> int:
         """Grows when the model's weights are changed in place, as by ``load_state_dict``."""
-        tensors = (*self.model.parameters(), *self.model.buffers())
-        return sum(t._version for t in tensors if not t.is_inference())
+        return sum(t._version for t in self._weights)
 
     @property
     def device(self) -> torch.device:
         """Where the teacher's weights are."""
-        first = next(self.network.parameters(), None)
+        first = next(self._network.parameters(), None)
         return first.device if first is not None else torch.device("cpu")
 
     @property
@@ -167,11 +169,12 @@ class FrozenTeacher:
         given = next((t.device for t in flatten_tensors((args, kwargs))), None)
         device = self.own_device or given or self.device
         if device != self.device:
-            for network in (self.model, self.network):
+            for network in (self.model, self._network):
                 network.to(device)
-        self.model.eval()
-        if self.network.training:
-            self.network.eval()
+        if any(module.training for module in self._modules):
+            self.model.eval()
+        if self._network.training:
+            self._network.eval()
         if self.preprocess is not None:
             args, kwargs = self.preprocess(args, kwargs)
         if self.own_device is not None:
@@ -430,8 +433,6 @@ class FrozenTeacher:
                 f"Teacher {self.source} cannot run in {settings[0]}: {failed}. Set its precision "
                 "and memory_format to 'auto', or to 'fp32' and 'contiguous'."
             )
-        if len(copies) == 1:
-            return next(iter(copies)), {}
 
         def timed(setting: Setting) -> Callable[[], object]:
             def run() -> None:
@@ -441,6 +442,8 @@ class FrozenTeacher:
 
             return run
 
+        if len(settings) == 1:
+            return settings[0], {}
         choice, seconds = fastest({setting: timed(setting) for setting in copies})
         return _agreed(choice), seconds
 
@@ -448,7 +451,7 @@ class FrozenTeacher:
         """Put a copy in place that runs in a setting."""
         read = {self.model.get_submodule(name) for name, side in self._keep if side == "weight"}
         names = {name for name, module in self.model.named_modules() if module in read}
-        made_of = (setting, tuple(self._folded), frozenset(names), self._versions())
+        made_of = (setting, tuple(self._folded), frozenset(names), self._version())
         if self._network is not self.model and self._made_of == made_of:
             return
         # What stays as it is is shared with the model.
@@ -472,7 +475,8 @@ class FrozenTeacher:
         guard_hooks()
         options = dict(self.compile) if isinstance(self.compile, Mapping) else {}
         for name in self._outermost:
-            _compile_in_place(self.network.get_submodule(name), name, options)
+            module = self._network.get_submodule(name)
+            module._compiled_call_impl = compiled_call(module, f"teacher {name}", options)  # type: ignore
 
     def _tell(self, choice: Setting, seconds: Mapping[Setting, float]) -> None:
         self.how = f"runs in {choice}, {len(self._folded)} batch norms folded"
@@ -485,16 +489,6 @@ class FrozenTeacher:
                 f"precision={choice.precision!r}, memory_format={choice.memory_format!r}."
             )
         logger.info("Teacher %s %s", self.source, self.how)
-
-
-def _compile_in_place(module: nn.Module, name: str, options: Mapping[str, Any]) -> None:
-    # Not `nn.Module.compile`, which does nothing for a container: the compiler passes frames of
-    # torch's own by.
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return module._call_impl(*args, **kwargs)
-
-    compiled = torch.compile(own_code(forward, f"forward of teacher {name}"), **options)
-    module._compiled_call_impl = compiled  # type: ignore[assignment]
 
 
 def _checked_device(device: torch.device | str) -> torch.device:
@@ -530,13 +524,9 @@ def _cast(network: nn.Module, setting: Setting, but: Collection[str]) -> None:
     Convolutions and linear layers only, which autocast computes in half precision anyway and whose
     weights it would convert at every call.
     """
-    convs, linear = (nn.Conv1d, nn.Conv2d, nn.Conv3d), (nn.Linear,)
-    convs += (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     half = setting.precision != "fp32"
     for module_name, module in network.named_modules():
-        if not isinstance(module, (*convs, *linear)) or is_parametrized(module):
-            continue
-        if module_name in but:
+        if not isinstance(module, LAYERS) or is_parametrized(module) or module_name in but:
             continue
         for name, value in list(module._parameters.items()):
             if value is None:

@@ -23,7 +23,7 @@ from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
 from ...core.errors import ConfigError, did_you_mean
-from ...core.taps import guard_hooks, map_tensors, own_code, take_in, tried
+from ...core.taps import compiled_call, guard_hooks, map_tensors, take_in, tried
 from .model import DistilledModel, student_of
 from .operators import plain_operators
 
@@ -378,13 +378,7 @@ def compile_module(module: nn.Module, name: str, options: Mapping[str, Any]) -> 
         options: For ``torch.compile``.
     """
 
-    # Not `nn.Module.compile`, which does nothing for a container: the compiler passes frames of
-    # torch's own by.
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return module._call_impl(*args, **kwargs)
-
-    frame = own_code(forward, f"forward of {name}")
-    compiled: Callable[..., Any] | None = torch.compile(frame, **options)
+    compiled: Callable[..., Any] | None = compiled_call(module, name, options)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal compiled
