@@ -7,26 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
-from .cache import Field
+from .cache import DTYPES, Field
 from .errors import CacheError, ConfigError, did_you_mean
-from .losses.top_k_kl_div import SparseLogits, Tail, sparse_logits
+from .losses.top_k_kl_div import SparseLogits, Tail, TopKKLDivergence, sparse_logits
+from .recipe import Pair, members, output_name
 from .taps import Captured, Tap, Taps
+from .tuning import PRECISIONS
 
-__all__ = ["AnswerLayout", "Probe", "SparseForm"]
+__all__ = ["AnswerLayout", "Probe", "SparseForm", "sparse_forms"]
 
-_FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_NAMES = {
-    torch.float32: "float32",
-    torch.float16: "float16",
-    torch.bfloat16: "bfloat16",
-    torch.int64: "int64",
-    torch.int32: "int32",
-    torch.int16: "int16",
-    torch.uint8: "uint8",
-    torch.bool: "bool",
-}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -61,6 +53,31 @@ class SparseForm:
     temperature: float = 1.0
     tail: Tail = "bucket"
     dim: int = -1
+
+
+def sparse_forms(pairs: Iterable[Pair], losses: nn.ModuleDict) -> dict[str, SparseForm]:
+    """Return the outputs of which all pairs read only some classes, and the same ones.
+
+    Args:
+        pairs: Those of one teacher.
+        losses: By the pair's name.
+
+    Returns:
+        By the output's name, what of it has to be kept.
+    """
+    found: dict[str, set[SparseForm | None]] = {}
+    for pair in pairs:
+        loss, form = losses[pair.name], None
+        if isinstance(loss, TopKKLDivergence) and loss.k is not None:
+            form = SparseForm(loss.k, loss.temperature, loss.tail, loss.dim)
+        for spec in members(pair.teacher) if pair.is_output else ():
+            found.setdefault(output_name(spec), set()).add(form)
+    return {
+        output: form
+        for output, forms in found.items()
+        for form in forms
+        if form is not None and len(forms) == 1
+    }
 
 
 @dataclass(frozen=True)
@@ -167,14 +184,14 @@ class AnswerLayout:
                 the reason), the probes do not tell the axes apart, or `sparse` names no output.
             TapError: If a tapped module was not called.
         """
-        if dtype not in _FLOATS:
+        if dtype not in PRECISIONS:
             raise ConfigError(
-                f"dtype={dtype!r} of a cache is none of {', '.join(_FLOATS)}."
-                f"{did_you_mean(str(dtype), _FLOATS)}"
+                f"dtype={dtype!r} of a cache is none of fp32, fp16, bf16."
+                f"{did_you_mean(str(dtype), PRECISIONS)}"
             )
         _check_probes(probes)
         sparse = dict(sparse or {})
-        learner = _Learner(probes, _FLOATS[dtype], sparse)
+        learner = _Learner(probes, PRECISIONS[dtype], sparse)
         calls = [probe.captured.by_module() for probe in probes]
         taps = {}
         for key in calls[0]:
@@ -212,7 +229,7 @@ class AnswerLayout:
                 number is too large for the dtype it is stored in.
         """
         rows: dict[str, Tensor] = {}
-        taker = _Taker(rows, _FLOATS[self.dtype], self.dtype)
+        taker = _Taker(rows, PRECISIONS[self.dtype], self.dtype)
         calls = captured.by_module()
         self._check_taps(calls)
         for key, node in self._taps.items():

@@ -34,9 +34,9 @@ from .errors import CacheError, did_you_mean
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["CacheSpec", "Field", "TeacherCache"]
+__all__ = ["DTYPES", "CacheSpec", "Field", "TeacherCache", "stored_identity"]
 
-_DTYPES = {
+DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
@@ -46,6 +46,7 @@ _DTYPES = {
     "uint8": torch.uint8,
     "bool": torch.bool,
 }
+"""What a field may be stored as."""
 _FORMAT = "taskdistill teacher cache"
 _VERSION = 1
 _INDEX = "index.json"
@@ -86,10 +87,10 @@ class Field:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(axis) for axis in self.shape))
-        if self.dtype not in _DTYPES:
+        if self.dtype not in DTYPES:
             raise CacheError(
                 f"Field {self.name!r} has dtype {self.dtype!r}, expected one of "
-                f"{', '.join(_DTYPES)}.{did_you_mean(str(self.dtype), _DTYPES)}"
+                f"{', '.join(DTYPES)}.{did_you_mean(str(self.dtype), DTYPES)}"
             )
         if any(axis < 1 and axis != -1 for axis in self.shape):
             raise CacheError(
@@ -100,7 +101,7 @@ class Field:
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype as torch has it."""
-        return _DTYPES[self.dtype]
+        return DTYPES[self.dtype]
 
     @property
     def ragged(self) -> int:
@@ -172,6 +173,11 @@ class CacheSpec:
         """How many shards there are."""
         return -(-self.samples // self.shard_samples)
 
+    def positions(self, shard: int) -> range:
+        """The positions whose records a shard holds."""
+        start = shard * self.shard_samples
+        return range(start, min(start + self.shard_samples, self.samples))
+
     @property
     def ragged(self) -> bool:
         """Whether records are as long as their samples."""
@@ -190,6 +196,19 @@ class CacheSpec:
                 for field in self.fields
             ],
         }
+
+
+def stored_identity(folder: Path) -> dict[str, Any]:
+    """What the cache in a folder says it is of; empty where there is none that can be read.
+
+    A cache that is of something else is refused when it is opened: this is for what goes before.
+    """
+    try:
+        held = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    identity = held.get("identity") if isinstance(held, dict) else None
+    return identity if isinstance(identity, dict) else {}
 
 
 class TeacherCache:
@@ -257,8 +276,7 @@ class TeacherCache:
                 f"Cache {str(self.folder)!r} has shards 0 to {self.shards - 1}; there is no "
                 f"{shard}."
             )
-        start = shard * self.spec.shard_samples
-        return range(start, min(start + self.spec.shard_samples, self.spec.samples))
+        return self.spec.positions(shard)
 
     def path(self, shard: int) -> Path:
         """The file of a shard."""

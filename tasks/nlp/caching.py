@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,11 +19,10 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from ...core.answers import AnswerLayout, Probe, SparseForm
-from ...core.cache import CacheSpec, Field, TeacherCache
+from ...core.answers import AnswerLayout, Probe, SparseForm, sparse_forms
+from ...core.cache import CacheSpec, Field, TeacherCache, stored_identity
 from ...core.distiller import Outputs
 from ...core.errors import CacheError, ConfigError, DistillError
-from ...core.losses import TopKKLDivergence
 from ...core.recipe import Pair, members, output_name
 from ...core.taps import Captured, Tap, Taps, flatten_tensors
 from ..common.amounts import size_text, time_text
@@ -43,7 +42,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _TOOL = "tools/cache_teacher.py CONFIG"
-_INDEX = "index.json"
 # What of a model's config says nothing about its answers.
 _NO_MATTER = (
     "_name_or_path", "architectures", "dtype", "id2label", "label2id", "torch_dtype",
@@ -177,7 +175,7 @@ class _Work:
         self, name: str, *, dry_run: bool, build: bool
     ) -> tuple[RememberedTeacher | None, Forecast]:
         """Make the cache of one teacher complete."""
-        stored = _stored_identity(self.options.folder(name))
+        stored = stored_identity(self.options.folder(name))
         teacher = self.plan.distiller.teachers[name]
         # What was measured to be fastest may differ from process to process, and from run to run.
         measured = self._together(lambda: teacher.runs_as)
@@ -246,17 +244,13 @@ class _Work:
 
     def _sparse(self, name: str) -> dict[str, SparseForm]:
         """Outputs of which all pairs compare the most probable classes, and the same of them."""
-        forms: dict[str, set[Any]] = {}
-        for pair in self.plan.distiller.pairs_of(name):
-            loss, form = self.plan.distiller.losses[pair.name], None
-            if isinstance(loss, TopKKLDivergence) and loss.k is not None and loss.dim in (-1, 1):
-                form = SparseForm(loss.k, loss.temperature, loss.tail)
-            for spec in members(pair.teacher) if pair.is_output else ():
-                forms.setdefault(output_name(spec), set()).add(form)
+        distiller = self.plan.distiller
+        forms = sparse_forms(distiller.pairs_of(name), distiller.losses)
+        # Losses see a row a token, of which the second axis is the last.
         return {
-            output: form
-            for output, (form, *others) in ((o, list(f)) for o, f in forms.items())
-            if form is not None and not others and output not in ANSWERS
+            output: replace(form, dim=-1)
+            for output, form in forms.items()
+            if form.dim in (-1, 1) and output not in ANSWERS
         }
 
     def _check_pairs(self, name: str, probes: Sequence[Probe]) -> None:
@@ -320,7 +314,7 @@ class _Work:
         """The texts of the cache: those of the file where these are all among them."""
         own = TextTable.of(self.texts.ids[name], self.texts.lengths[name])
         held = TextTable.load(self.options.table(name))
-        stored = _stored_identity(self.options.folder(name))
+        stored = stored_identity(self.options.folder(name))
         if held is None or held.sha256 != stored.get("texts"):
             return own
         return held if (held.positions(own.ids) >= 0).all() else own
@@ -503,16 +497,6 @@ def _bytes(fields_: Sequence[Field], lengths: np.ndarray) -> np.ndarray:
     for field in fields_:
         sizes += field.bytes_of(1) * lengths**field.ragged
     return sizes
-
-
-def _stored_identity(folder: Path) -> dict[str, Any]:
-    """What the cache that is there says it is of; empty where there is none."""
-    try:
-        held = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    identity = held.get("identity") if isinstance(held, dict) else None
-    return identity if isinstance(identity, dict) else {}
 
 
 def _finished(answer: tuple[Captured, Outputs]) -> None:

@@ -20,11 +20,9 @@ from mmengine.dist import barrier, get_dist_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ...core.answers import AnswerLayout, Probe, SparseForm
-from ...core.cache import CacheSpec, TeacherCache
+from ...core.answers import AnswerLayout, Probe, sparse_forms
+from ...core.cache import CacheSpec, TeacherCache, stored_identity
 from ...core.errors import CacheError, ConfigError
-from ...core.losses import TopKKLDivergence
-from ...core.recipe import output_name
 from ...core.taps import Captured
 from ..common.amounts import size_text, time_text
 from .model import DistilledModel
@@ -240,30 +238,11 @@ def _draft(asker: _Asker, name: str, options: CacheOptions) -> _Draft:
         )
         probes.append(Probe(*asker.ask(name, images, samples), count))
     assert asker.shape is not None
-    layout = AnswerLayout.learn(
-        probes, dtype=options.dtype, sparse=_sparse_forms(asker.model, name)
-    )
+    distiller = asker.model.distiller
+    forms = sparse_forms(distiller.pairs_of(name), distiller.losses)
+    sparse = {k: form for k, form in forms.items() if k in asker.model.task.sparse_outputs}
+    layout = AnswerLayout.learn(probes, dtype=options.dtype, sparse=sparse)
     return _Draft(name, layout, ImageGuard(asker.shape), probes[0].captured)
-
-
-def _sparse_forms(model: DistilledModel, name: str) -> dict[str, SparseForm]:
-    """The outputs of which all pairs read only some classes, and the same ones."""
-    found: dict[str, set[SparseForm | None]] = {}
-    for pair in model.distiller.pairs_of(name):
-        if not pair.is_output or not isinstance(pair.teacher, str):
-            continue
-        loss = model.distiller.losses[pair.name]
-        form = None
-        if isinstance(loss, TopKKLDivergence) and loss.k is not None:
-            form = SparseForm(loss.k, loss.temperature, loss.tail, loss.dim)
-        found.setdefault(output_name(pair.teacher), set()).add(form)
-    return {
-        output: form
-        for output, forms in found.items()
-        if output in model.task.sparse_outputs and len(forms) == 1
-        for form in forms
-        if form is not None
-    }
 
 
 def _count(options: CacheOptions, asker: _Asker, drafts: Sequence[_Draft]) -> int:
@@ -399,11 +378,8 @@ class _Builder:
 
     def _adopt(self) -> None:
         """Let a teacher whose precision was measured run as it did when the cache was begun."""
-        try:
-            stored = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
-            runs_as = stored["identity"]["teacher"]["runs_as"]
-        except (OSError, ValueError, LookupError, TypeError):
-            return  # none yet, or one that is refused when it is opened
+        stored = stored_identity(self.folder).get("teacher")
+        runs_as = stored.get("runs_as") if isinstance(stored, dict) else None
         if isinstance(runs_as, Mapping):
             self.asker.model.distiller.teachers[self.draft.teacher].adopt(runs_as)
 
@@ -418,7 +394,7 @@ class _Builder:
         missing = range(self.spec.shards)
         if self.cache is not None:
             missing = self.cache.missing(verify=False)
-        count = sum(len(self._range(shard)) for shard in missing)
+        count = sum(len(self.spec.positions(shard)) for shard in missing)
         return Forecast(
             self.draft.teacher,
             self.folder,
@@ -428,10 +404,6 @@ class _Builder:
             count,
             self._seconds(count) if count else 0.0,
         )
-
-    def _range(self, shard: int) -> range:
-        start = shard * self.spec.shard_samples
-        return range(start, min(start + self.spec.shard_samples, self.spec.samples))
 
     def _seconds(self, pictures: int) -> float:
         """How long that many take, from one batch after a first one."""
@@ -498,7 +470,7 @@ class _Builder:
         assert self.cache is not None
         batch, plan = self.asker.batch_size, []
         for shard in shards:
-            places = self._range(shard)
+            places = self.spec.positions(shard)
             for start in range(0, len(places), batch):
                 own = list(places[start : start + batch])
                 # Filled up: of other batch sizes, some libraries compute in another order.
