@@ -183,7 +183,9 @@ class _Work:
         layout, seconds = self._learn(name)
         table = self._table(name)
         spec = self._spec(name, layout, table)
-        if dry_run and not stored:
+        if not stored and (dry_run or not build):  # where nothing is to be written
+            if not dry_run:
+                raise self._lacks(name, spec.shards, spec)
             return None, self._forecast(name, spec, table, list(range(spec.shards)), seconds)
         opened: list[TeacherCache] = []
         self._together(lambda: opened.append(self._cache(name, spec, table, save=not dry_run)))
@@ -193,10 +195,7 @@ class _Work:
         if dry_run:
             return None, forecast
         if missing and not build:
-            raise CacheError(
-                f"Cache {str(cache.folder)!r} lacks {len(missing)} of {spec.shards} files, and "
-                f"cache.build is off. Write them: {_TOOL}"
-            )
+            raise self._lacks(name, len(missing), spec)
         if missing:
             self._together(lambda: self._check_room(cache.folder, forecast))
             logger.info("Teacher %r is remembered in %s: %s.", name, cache.folder, forecast)
@@ -206,6 +205,12 @@ class _Work:
             logger.info("Teacher %r is remembered already, in %s.", name, cache.folder)
         reader, taps = self.plan.readers[name], self.plan.pair_taps(name)
         return RememberedTeacher(reader, taps, layout, table, cache), forecast
+
+    def _lacks(self, name: str, missing: int, spec: CacheSpec) -> CacheError:
+        return CacheError(
+            f"Cache {str(self.options.folder(name))!r} lacks {missing} of {spec.shards} files, and "
+            f"cache.build is off. Write them: {_TOOL}"
+        )
 
     def _learn(self, name: str) -> tuple[AnswerLayout, float]:
         """How answers are taken apart, and how long one batch takes."""

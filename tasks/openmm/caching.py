@@ -112,12 +112,13 @@ def ensure(runner: Any, *, dry_run: bool = False, build: bool | None = None) -> 
         builders = [_Builder(asker, draft, views, options) for draft in drafts]
         dataset.views = views
         try:
-            forecasts = [builder.prepare(dry_run) for builder in builders]
+            build = options.build if build is None else build
+            forecasts = [builder.prepare(writes=build and not dry_run) for builder in builders]
             if dry_run:
                 dataset.views = None
                 return forecasts
             for builder, forecast in zip(builders, forecasts, strict=True):
-                builder.complete(forecast, options.build if build is None else build)
+                builder.complete(forecast, build)
         except BaseException:
             dataset.views = None
             raise
@@ -383,10 +384,10 @@ class _Builder:
         if isinstance(runs_as, Mapping):
             self.asker.model.distiller.teachers[self.draft.teacher].adopt(runs_as)
 
-    def prepare(self, dry_run: bool) -> Forecast:
-        """Open the cache and say what it takes; for a trial, without writing anything."""
+    def prepare(self, writes: bool) -> Forecast:
+        """Open the cache and say what it takes; where nothing is to be written, if it is there."""
         rank, _ = get_dist_info()
-        if not dry_run or (self.folder / "index.json").is_file():
+        if writes or (self.folder / "index.json").is_file():
             if rank == 0:  # makes the folder
                 self.cache = TeacherCache(self.folder, self.spec)
             barrier()
@@ -425,7 +426,6 @@ class _Builder:
         Raises:
             CacheError: If something is missing and not to be built, or there is no room for it.
         """
-        assert self.cache is not None
         logger, (rank, world) = self.asker.runner.logger, get_dist_info()
         if forecast.missing:
             logger.info(str(forecast))
@@ -438,7 +438,9 @@ class _Builder:
             if build:
                 self._check_room(forecast)
         barrier()  # nobody writes before all have looked
-        wanted = self.cache.missing(range(rank, self.spec.shards, world))
+        wanted = list(range(rank, self.spec.shards, world))
+        if self.cache is not None:
+            wanted = self.cache.missing(wanted)
         if wanted and not build:
             raise CacheError(
                 f"The cache of teacher {self.draft.teacher!r} in {str(self.folder)!r} lacks "

@@ -83,6 +83,7 @@ def test_it_fills_the_cache_that_training_then_reads(
     assert "is missing" in shown and "1 of 1 files" in shown and "30" in shown
     with pytest.raises(CacheError, match="lacks 1 of 1 files"):
         main(["config.yaml", "--verify"])
+    assert not Path("cache").exists()
     (written,) = main(["config.yaml"])
     assert (written.rows, written.missing) == (30, 1)
     assert written.bytes_total == forecast.bytes_total

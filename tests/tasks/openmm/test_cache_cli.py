@@ -33,6 +33,7 @@ def test_it_forecasts_builds_and_verifies(
     assert "is missing" in printed and f"{forecast.record_bytes:,}" in printed
     with pytest.raises(CacheError, match="lacks 1 of 1 shards"):
         cache_cli.main([*command, "--verify"])
+    assert not folder.exists()
     (done,) = cache_cli.main(command)
     assert done.missing == 12 and (folder / "shard-00000.bin").is_file()
     (verified,) = cache_cli.main([*command, "--verify"])
